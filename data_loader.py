@@ -1,0 +1,380 @@
+"""From a folder of images to augmented batches on the device.
+
+Images are decoded once, in parallel, at the size that the augmentation needs, into one uint8 tensor (N, 3, R, R) on
+the device. A batch is a draw of rows, augmented as a whole. Sets larger than `--cache_gb` are streamed from disk by
+worker processes; the same augmentation follows. Which images make a batch is a pure function of (seed, step).
+"""
+
+import math
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as TF
+from tqdm import tqdm
+
+from utils import UserError
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+_DATA_ROOT = Path(__file__).parent / "data"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Folders and files
+
+
+def find_folder(name: str, flag: str = "--data") -> Path:
+    """Return the folder that a data argument names: a path, or a name below data/. Raises UserError if none exists."""
+    for folder in (Path(name).expanduser(), _DATA_ROOT / name):
+        if folder.is_dir():
+            return folder
+        if folder.exists():
+            raise UserError(f"{flag}: {folder} is a file; give the folder that holds the images")
+    raise UserError(f"{flag}: there is no folder {name}, nor {_DATA_ROOT / name}; give a folder of images")
+
+
+def list_images(folder: Path, ext: str | None = None, flag: str = "--data") -> list[Path]:
+    """Return the image files of a folder, sorted by name.
+
+    Args:
+        ext: only files with this ending: "png", ".png" and "*.png" mean the same. None: all of EXTENSIONS.
+
+    Raises:
+        UserError: unknown ending, or no such file in the folder.
+    """
+    accepted = EXTENSIONS
+    if ext is not None:
+        accepted = ("." + ext.lower().lstrip("*").lstrip("."),)
+        if accepted[0] not in EXTENSIONS:
+            raise UserError(f"--ext: {ext!r} is unknown; choose from {', '.join(e[1:] for e in EXTENSIONS)}")
+    files = sorted(
+        path for path in folder.iterdir()
+        if path.suffix.lower() in accepted and not path.name.startswith(".") and path.is_file()
+    )  # fmt: skip
+    if not files:
+        raise UserError(f"{flag}: no image in {folder}; accepted endings: {', '.join(accepted)}")
+    return files
+
+
+def hold_out(files: list[Path], share: float) -> tuple[list[Path], list[Path]]:
+    """Split files into (train, test), both sorted, with about `share` of them in test: the same ones at every call.
+
+    Raises:
+        UserError: nothing would be left to train on.
+    """
+    count = round(len(files) * share)
+    if count >= len(files):
+        raise UserError(f"--test_split: {share} of {len(files)} images leaves none to train on; use a smaller share")
+    held = set(np.random.default_rng(0).permutation(len(files))[:count].tolist())
+    train = [path for i, path in enumerate(files) if i not in held]
+    return train, [files[i] for i in sorted(held)]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Decoding
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to RGB: upright by its EXIF tag, composed on white where it is transparent."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":  # 16 bits or more: convert() would clip at 255, not scale
+        values = np.asarray(image, dtype=np.float32)
+        full_scale = 65535.0 if image.mode.startswith("I") else max(1.0, float(values.max()))
+        gray = np.clip(values * (255.0 / full_scale), 0, 255).round().astype(np.uint8)
+        return Image.fromarray(gray).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def decode(path: Path, size: int) -> Tensor:
+    """Read an image: shorter side resized to `size` (bicubic, antialiased), center crop. uint8 (3, size, size).
+
+    Raises:
+        OSError, ValueError, SyntaxError, Image.DecompressionBombError: whatever Pillow says of a broken file.
+    """
+    with Image.open(path, formats=_FORMATS) as image:
+        square = TF.center_crop(TF.resize(to_rgb(image), size, InterpolationMode.BICUBIC), [size, size])
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1)  # (3, size, size)
+
+
+def _try_decode(path: Path, size: int) -> Tensor | str:
+    """Return the decoded image, or in one line what is wrong with the file."""
+    try:
+        return decode(path, size)
+    except Exception as error:  # Pillow's decoders raise whatever the bytes lead them to
+        return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Augmentation: pure functions of stored images and of uniform numbers in [0, 1)
+
+
+def _to_unit_range(images: Tensor) -> Tensor:
+    """[0, 255] -> [-1, 1], float32."""
+    return images.float().div_(127.5).sub_(1)
+
+
+def _flip_columns(u: Tensor, width: int) -> Tensor:
+    """(B,) -> (B, width): the columns to read, from right to left where u < 0.5."""
+    columns = torch.arange(width, device=u.device)
+    return torch.where(u[:, None] < 0.5, width - 1 - columns, columns)
+
+
+def basic(images: Tensor, size: int, u: Tensor) -> Tensor:
+    """Nothing random: uint8 (B, 3, S, S) -> [-1, 1]."""
+    return _to_unit_range(images)
+
+
+def deluxe(images: Tensor, size: int, u: Tensor) -> Tensor:
+    """Random crop and horizontal flip: uint8 (B, 3, R, R) -> (B, 3, S, S) in [-1, 1]."""
+    room = images.shape[-1] - size + 1
+    rows = (u[:, 0] * room).long()[:, None] + torch.arange(size, device=u.device)  # (B, S)
+    cols = (u[:, 1] * room).long()[:, None] + _flip_columns(u[:, 2], size)  # (B, S)
+    image, channel = torch.arange(len(images), device=u.device), torch.arange(3, device=u.device)
+    index = (image[:, None, None, None], channel[:, None, None], rows[:, None, :, None], cols[:, None, None, :])
+    return _to_unit_range(images[index])  # (B, 3, S, S)
+
+
+_ATTEMPTS = 10  # torchvision gives up after as many boxes that don't fit
+
+
+def random_boxes(u: Tensor, side: int) -> Tensor:
+    """Draw boxes as torchvision's RandomResizedCrop does: area share 0.08 to 1, aspect ratio 3/4 to 4/3.
+
+    Args:
+        u: (B, 22): for each of 10 attempts a number for the area and one for the ratio, then two for the place.
+        side: of the square images.
+
+    Returns:
+        (B, 4) int64: top, left, height, width.
+    """
+    area = (0.08 + 0.92 * u[:, :_ATTEMPTS]) * side**2  # (B, 10)
+    ratio = torch.exp((2 * u[:, _ATTEMPTS : 2 * _ATTEMPTS] - 1) * math.log(4 / 3))
+    widths, heights = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
+    fits = (widths <= side) & (heights <= side)
+    first = fits.int().argmax(dim=1, keepdim=True)  # the first attempt that fits
+    any_fits = fits.any(dim=1)
+    width = torch.where(any_fits, widths.gather(1, first)[:, 0], side)
+    height = torch.where(any_fits, heights.gather(1, first)[:, 0], side)
+    top = (u[:, -2] * (side - height + 1)).long()
+    left = (u[:, -1] * (side - width + 1)).long()
+    return torch.stack([top, left, height, width], dim=1)
+
+
+def _resize_matrix(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
+    """Return (B, size, side): row i of matrix b weighs the pixels [start, start + length) that make output pixel i.
+
+    Bilinear with antialias, as torch.nn.functional.interpolate computes it: a triangle as wide as the larger of an
+    input and an output pixel.
+    """
+    scale = (length / size)[:, None, None]  # input pixels per output pixel
+    reach = scale.clamp(min=1)
+    center = start[:, None, None] + (torch.arange(size, device=start.device)[:, None] + 0.5) * scale  # (B, size, 1)
+    pixel = torch.arange(side, device=start.device)
+    weight = (1 - (pixel + 0.5 - center).abs() / reach).clamp(min=0)
+    weight = weight * ((pixel >= start[:, None, None]) & (pixel < (start + length)[:, None, None]))
+    return weight / weight.sum(dim=2, keepdim=True)
+
+
+def resized_crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Cut boxes (B, 4), one per image, and resize them to (B, 3, S, S), bilinear with antialias, as float."""
+    side = images.shape[-1]
+    rows = _resize_matrix(boxes[:, 0], boxes[:, 2], side, size)  # (B, S, R)
+    cols = _resize_matrix(boxes[:, 1], boxes[:, 3], side, size)  # (B, S, R)
+    return rows[:, None] @ images.float() @ cols[:, None].transpose(2, 3)  # (B, 3, S, S)
+
+
+def autocontrast(images: Tensor) -> Tensor:
+    """Stretch each channel of each image (B, 3, H, W) to the whole of [0, 255]; flat channels stay."""
+    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
+    stretched = (images - low) * (255 / (high - low).clamp(min=1e-6))
+    return torch.where(high > low, stretched, images)
+
+
+def deluxe_autocontrast(images: Tensor, size: int, u: Tensor) -> Tensor:
+    """RandomResizedCrop, horizontal flip, and autocontrast for half of the images: (B, 3, S, S) in [-1, 1]."""
+    boxes = random_boxes(u[:, :22], images.shape[-1])
+    crops = resized_crop(images, boxes, size)
+    columns = _flip_columns(u[:, 22], size)[:, None, None, :].expand_as(crops)
+    crops = crops.gather(3, columns)
+    return _to_unit_range(torch.where(u[:, 23].view(-1, 1, 1, 1) < 0.5, autocontrast(crops), crops))
+
+
+class Augmentation(NamedTuple):
+    """One choice of `--data_aug`.
+
+    Attributes:
+        stored_size: image size S -> side R of the squares to decode.
+        uniforms: how many numbers in [0, 1) one image takes.
+        apply: (stored images, S, uniforms) -> float images.
+    """
+
+    stored_size: Callable[[int], int]
+    uniforms: int
+    apply: Callable[[Tensor, int, Tensor], Tensor]
+
+
+AUGMENTATIONS = {
+    "basic": Augmentation(lambda size: size, 0, basic),
+    "deluxe": Augmentation(lambda size: int(1.1 * size), 3, deluxe),
+    # Twice the size, because a crop of a quarter of the area is still to have a pixel for each of its own.
+    "deluxe_autocontrast": Augmentation(lambda size: 2 * size, 24, deluxe_autocontrast),
+}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Batches
+
+
+class _Decoded(Dataset):
+    """Images decoded on demand, for the worker processes that stream."""
+
+    def __init__(self, files: list[Path], size: int):
+        self.files, self.size = files, size
+
+    def __getitem__(self, index: int) -> Tensor:
+        return decode(self.files[index], self.size)
+
+
+def _init_worker(worker: int) -> None:
+    """Let the training process alone answer Ctrl-C and SIGTERM; it ends its workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+
+
+class ImageBatches:
+    """Augmented batches of one folder.
+
+    Args:
+        files: images to train on. Unreadable ones are skipped and listed in `skipped`.
+        image_size: S of the batches (B, 3, S, S).
+        data_aug: a key of AUGMENTATIONS.
+        seed: of the order of the images. The draws of the augmentation come from torch's generator of the device.
+        cache_gb: memory for decoded images; above it they are streamed.
+        num_workers: threads that decode or processes that stream; 0 means this process alone.
+
+    Attributes:
+        files: the readable files, in the order of their index.
+        skipped: unreadable file -> what is wrong with it.
+
+    Raises:
+        UserError: no file is readable.
+    """
+
+    def __init__(
+        self,
+        files: list[Path],
+        image_size: int,
+        data_aug: str,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        cache_gb: float = 4.0,
+        num_workers: int = 2,
+    ):
+        self.augmentation = AUGMENTATIONS[data_aug]
+        self.image_size, self.batch_size, self.seed = image_size, batch_size, seed
+        self.device, self.num_workers = device, num_workers
+        self.stored_size = self.augmentation.stored_size(image_size)
+        self.is_cached = len(files) * 3 * self.stored_size**2 <= cache_gb * 1e9
+        self.files: list[Path] = []
+        self.skipped: dict[Path, str] = {}
+        self._stream: Iterator[Tensor] | None = None
+        self._stream_step = -1
+
+        # Decode everything once: to keep it, or else to know before training which files are readable.
+        images = torch.empty(len(files) if self.is_cached else 0, 3, self.stored_size, self.stored_size,
+                             dtype=torch.uint8)  # fmt: skip
+        with ThreadPoolExecutor(max(1, num_workers)) as pool:
+            decoded = pool.map(lambda path: _try_decode(path, self.stored_size), files)
+            for path, image in tqdm(zip(files, decoded, strict=True), "decode", len(files), unit=" images",
+                                    leave=False, disable=None):  # fmt: skip
+                if isinstance(image, str):
+                    self.skipped[path] = image
+                    continue
+                if self.is_cached:
+                    images[len(self.files)] = image
+                self.files.append(path)
+        if not self.files:
+            raise UserError(
+                f"none of the {len(files)} images in {files[0].parent} is readable (first: {files[0].name}, "
+                f"{self.skipped[files[0]]}); accepted endings: {', '.join(EXTENSIONS)}"
+            )
+        self.images = images[: len(self.files)].to(device)  # (N, 3, R, R)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.files)
+
+    def iterations(self, num_epochs: int) -> int:
+        """Return the number of batches that show every image at least `num_epochs` times."""
+        return math.ceil(num_epochs * len(self) / self.batch_size)
+
+    def describe(self) -> list[str]:
+        """Return what was loaded, and what to know about it, as lines for the user."""
+        place = f"in memory, {self.images.nbytes / 1e6:.0f} MB" if self.is_cached else "streamed from disk"
+        lines = [f"{len(self)} images from {self.files[0].parent}, {self.stored_size}x{self.stored_size}, {place}"]
+        if self.skipped:
+            lines.append(f"Warning: {len(self.skipped)} of {len(self) + len(self.skipped)} images are not readable:")
+            lines += [f"    {path.name}: {reason}" for path, reason in self.skipped.items()]
+        if len(self) < self.batch_size:
+            lines.append(f"Warning: {len(self)} images make less than a batch of {self.batch_size}: it repeats some")
+        return lines
+
+    def preview(self, count: int) -> Tensor:
+        """Return the first `count` augmented images of the run, (count, 3, S, S) in [-1, 1]."""
+        return torch.cat([self.batch(step) for step in range(math.ceil(count / self.batch_size))])[:count]
+
+    def indices(self, step: int) -> np.ndarray:
+        """Return the images of batch `step` (from 0), int64 (B,): a pure function of (seed, step).
+
+        The batches are cut from one endless sequence of passes, each a permutation of all images, so that every pass
+        shows every image once, whether or not the batch size divides their number.
+        """
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        passes, places = np.divmod(positions, len(self))
+        orders = {p: np.random.default_rng((self.seed, p)).permutation(len(self)) for p in np.unique(passes).tolist()}
+        return np.array([orders[p][i] for p, i in zip(passes.tolist(), places.tolist(), strict=True)])
+
+    def batch(self, step: int) -> Tensor:
+        """Return the augmented batch of `step` (from 0): float32 (B, 3, S, S) in [-1, 1] on the device."""
+        if self.is_cached:
+            stored = self.images[torch.from_numpy(self.indices(step)).to(self.device, non_blocking=True)]
+        else:
+            stored = self._next_streamed(step).to(self.device, non_blocking=True)  # uint8 (B, 3, R, R)
+        uniforms = torch.rand(len(stored), self.augmentation.uniforms, device=self.device)
+        return self.augmentation.apply(stored, self.image_size, uniforms)
+
+    def _next_streamed(self, step: int) -> Tensor:
+        """Return the stored images of batch `step`, uint8 (B, 3, R, R), from workers that read ahead."""
+        if self._stream is None or step != self._stream_step:
+
+            def batches_from(step: int) -> Iterator[list[int]]:
+                while True:
+                    yield self.indices(step).tolist()
+                    step += 1
+
+            self._stream = iter(
+                DataLoader(
+                    _Decoded(self.files, self.stored_size),
+                    batch_sampler=batches_from(step),
+                    num_workers=self.num_workers,
+                    worker_init_fn=_init_worker,
+                    pin_memory=self.device.type == "cuda",
+                    generator=torch.Generator(),  # else it would take a draw from the generator of the training
+                )
+            )
+        self._stream_step = step + 1
+        return next(self._stream)

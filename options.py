@@ -1,0 +1,304 @@
+"""Every option, declared once: frozen dataclasses, the presets, and the command line built from both.
+
+Nothing here imports torch, so that `--help` and a mistyped flag answer at once. An explicit flag beats the preset, the
+preset beats the default.
+"""
+
+import argparse
+import dataclasses
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+
+DIFFAUGMENT_ALL = "color,translation,cutout"
+
+
+def option(
+    default: Any,
+    help: str,
+    group: str,
+    *,
+    choices: Sequence | None = None,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    resumable: bool = False,
+    aliases: Sequence[str] = (),
+    bare: str | None = None,
+    metavar: str | None = None,
+) -> Any:
+    """Declare one field of an options class.
+
+    Args:
+        resumable: may differ between a run and its resumption, because it does not change what is computed.
+        aliases: other flags for the same field.
+        bare: what the flag means when no value follows it.
+    """
+    metadata = dict(
+        help=help, group=group, choices=choices, at_least=at_least, above=above, at_most=at_most, below=below,
+        resumable=resumable, aliases=aliases, bare=bare, metavar=metavar,
+    )  # fmt: skip
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonOptions:
+    """What both training scripts take."""
+
+    # The command line's own record: the fields that the user named. Neither a flag nor part of a run.
+    given: frozenset[str] = dataclasses.field(default=frozenset(), repr=False, compare=False)
+
+    PRESETS: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {}
+
+    # fmt: off
+    preset: str | None = option(
+        None, "named set of options; `list` prints them all", "Run")
+    name: str | None = option(
+        None, "name of the run's folder; default: script, data, augmentation, losses and a number", "Run",
+        resumable=True)
+    checkpoint_dir: str = option(
+        "checkpoints", "folder that holds the run folders", "Run", resumable=True, metavar="FOLDER")
+    sample_dir: str | None = option(
+        None, "write the grids to FOLDER/<name>/ instead of the run folder's samples/", "Run", resumable=True,
+        metavar="FOLDER")
+    resume: str | None = option(
+        None, "go on with a run from its newest checkpoint; without a value: the run of --name", "Run",
+        resumable=True, bare="", metavar="RUN_FOLDER")
+
+    image_size: int = option(64, "side of the square images, in pixels", "Data", choices=(32, 64, 128, 256))
+    data_aug: str = option(
+        "basic", "basic: resize, center crop; deluxe: resize to 1.1 S, random crop, flip; "
+        "deluxe_autocontrast: RandomResizedCrop, flip, autocontrast", "Data",
+        choices=("basic", "deluxe", "deluxe_autocontrast"), aliases=("--data_preprocess",))
+    ext: str | None = option(
+        None, "use only the files with this ending, such as png; default: every image", "Data")
+    test_split: float = option(
+        0.0, "share of the images to hold out from training (listed in data.json)", "Data", at_least=0, below=1)
+    cache_gb: float = option(
+        4.0, "keep the decoded images in memory up to this many GB; stream larger sets from disk", "Data",
+        at_least=0, resumable=True)
+    num_workers: int = option(
+        2, "threads that decode the images, or processes that stream them", "Data", at_least=0, resumable=True)
+
+    norm: str = option("instance", "normalization in G and D", "Networks", choices=("instance", "batch", "none"))
+    spectral_norm: bool = option(False, "spectral normalization of D's convolutions", "Networks")
+    init_type: str = option(
+        "pytorch", "initialization of the convolutions; pytorch: its default, normal: N(0, 0.02)", "Networks",
+        choices=("pytorch", "normal", "xavier", "kaiming", "orthogonal"))
+
+    gan_mode: str = option("lsgan", "adversarial objective", "Objective", choices=("lsgan", "vanilla", "hinge"))
+    use_diffaug: str = option(
+        "", f"differentiable augmentation in both updates; without a value: {DIFFAUGMENT_ALL}", "Objective",
+        bare=DIFFAUGMENT_ALL, metavar="POLICY")
+
+    train_iters: int | None = option(
+        None, "number of iterations; wins over --num_epochs", "Training", at_least=1, resumable=True)
+    batch_size: int = option(16, "images per iteration", "Training", at_least=1)
+    lr: float = option(5e-4, "learning rate of Adam, for G and D", "Training", above=0)
+    beta1: float = option(0.5, "Adam's decay of the mean gradient", "Training", at_least=0, below=1)
+    beta2: float = option(0.999, "Adam's decay of the mean squared gradient", "Training", at_least=0, below=1)
+    lr_policy: str = option(
+        "constant", "linear: constant for the first half, then down to 0; cosine: half a cosine down to 0",
+        "Training", choices=("constant", "linear", "cosine"))
+    ema_decay: float = option(
+        0.99, "moving average of G's weights, used for the grids; 0 turns it off", "Training", at_least=0, below=1)
+    seed: int = option(11, "seed of weights, data order, augmentation and noise", "Training", at_least=0,
+                       at_most=2**63 - 1)
+
+    log_step: int = option(10, "iterations between rows of losses.csv", "Output", at_least=1, resumable=True)
+    sample_every: int = option(200, "iterations between grids", "Output", at_least=1, resumable=True)
+    checkpoint_every: int = option(500, "iterations between checkpoints", "Output", at_least=1, resumable=True)
+
+    device: str = option(
+        "auto", "auto: CUDA, else MPS, else CPU", "Machine", choices=("auto", "cuda", "mps", "cpu"), resumable=True)
+    amp: str = option(
+        "auto", "mixed precision; auto: bf16 where a GPU has it, else off", "Machine",
+        choices=("auto", "off", "bf16", "fp16"))
+    compile: bool = option(False, "torch.compile the networks (a minute at the start)", "Machine")
+    deterministic: bool = option(False, "only deterministic kernels: the same run twice on one GPU", "Machine")
+    # fmt: on
+
+    def check(self) -> None:
+        """Raise ValueError, with the flag, the value and the remedy in one line, if any option is out of its range."""
+        for field in option_fields(type(self)):
+            _check_range(field, getattr(self, field.name))
+        for name in filter(None, (part.strip() for part in self.use_diffaug.split(","))):
+            if name not in DIFFAUGMENT_ALL.split(","):
+                raise ValueError(f"--use_diffaug: {name!r} is unknown; choose from {DIFFAUGMENT_ALL}")
+        if self.name is not None and (self.name in ("", ".", "..") or set(self.name) & set("/\\\0")):
+            raise ValueError(f"--name: {self.name!r} is no folder name; use one without / and \\, beside other runs")
+        if self.resume == "" and self.name is None:
+            raise ValueError("--resume: no run is named; use --resume RUN_FOLDER, or add --name NAME")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every option as plain types, for JSON and checkpoints."""
+        return {field.name: getattr(self, field.name) for field in option_fields(type(self))}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "CommonOptions":
+        """The inverse of `to_dict`. Raises ValueError for an option that this version doesn't know."""
+        unknown = sorted(set(values) - {field.name for field in option_fields(cls)})
+        if unknown:
+            raise ValueError(f"option {unknown[0]!r} is unknown to this version; update the program")
+        return cls(**values)
+
+    def resumed_with(self, request: "CommonOptions") -> "CommonOptions":
+        """Return the options of a saved run (self), changed by the flags of the command that resumes it.
+
+        Raises ValueError for a flag that isn't resumable and differs; the message shows both values.
+        """
+        changes = {}
+        for field in option_fields(type(self)):
+            saved, asked = getattr(self, field.name), getattr(request, field.name)
+            if field.name not in request.given or saved == asked:
+                continue
+            if not field.metadata["resumable"]:
+                raise ValueError(
+                    f"--{field.name}: this run has {saved!r}, the command says {asked!r}; "
+                    "leave the flag out, or start a new run"
+                )
+            changes[field.name] = asked
+        # A length in epochs given now replaces a length in iterations given then.
+        if "num_epochs" in request.given and "train_iters" not in request.given:
+            changes["train_iters"] = None
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VanillaOptions(CommonOptions):
+    """What vanilla_gan.py takes."""
+
+    # fmt: off
+    data: str | None = option(
+        None, "folder of images, or a name below data/; default: the embedded toy cats", "Data", metavar="FOLDER")
+    num_epochs: int = option(200, "passes over the images", "Training", at_least=1, resumable=True)
+    conv_dim: int = option(32, "channels of the layers next to the image", "Networks", at_least=1)
+    noise_size: int = option(100, "length of the latent z", "Networks", at_least=1)
+    disc: str = option(
+        "dc", "discriminator; dc: one logit per image, patch: one per 46x46 patch", "Networks",
+        choices=("dc", "patch"))
+    upsample: str = option(
+        "nearest", "generator's up-sampling; nearest: x2 then conv 3x3, deconv: transposed conv k4", "Networks",
+        choices=("nearest", "deconv"))
+
+    _COURSE: ClassVar[dict[str, Any]] = dict(lr=2e-4, ema_decay=0.0)
+    PRESETS: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
+        "hasey": (
+            "Hasey: grumpy cats, transposed convolutions, batch norm, deluxe, 100 epochs",
+            dict(_COURSE, data="cat/grumpifyBprocessed", upsample="deconv", norm="batch", data_aug="deluxe",
+                 num_epochs=100)),
+        "agrawal": (
+            "Agrawal, 16-726 HW3: grumpy cats, instance norm, deluxe, DiffAugment, 6,400 iterations",
+            dict(_COURSE, data="cat/grumpifyBprocessed", data_aug="deluxe", use_diffaug=DIFFAUGMENT_ALL,
+                 train_iters=6400)),
+        "grumpycat64": (
+            "Leo: grumpy cats, basic, 500 epochs; add --data_aug deluxe, --use_diffaug, --spectral_norm for the rest "
+            "of the table",
+            dict(_COURSE, data="cat/grumpifyBprocessed", num_epochs=500)),
+        "grumpycat256": (
+            "Leo: the same at 256x256, deluxe, DiffAugment",
+            dict(_COURSE, data="cat/grumpifyBprocessed", image_size=256, data_aug="deluxe",
+                 use_diffaug=DIFFAUGMENT_ALL, num_epochs=500)),
+    }
+    # fmt: on
+
+
+Options = TypeVar("Options", bound=CommonOptions)
+
+
+def option_fields(cls: type[CommonOptions]) -> list[dataclasses.Field]:
+    """Return the fields of an options class that are flags."""
+    return [field for field in dataclasses.fields(cls) if field.metadata]
+
+
+def _check_range(field: dataclasses.Field, value: Any) -> None:
+    """Raise ValueError if a value is not among the choices of its field or not within its bounds."""
+    if value is None:
+        return
+    limits = field.metadata
+    if limits["choices"] is not None and value not in limits["choices"]:
+        raise ValueError(f"--{field.name}: {value!r} is unknown; choose from {', '.join(map(str, limits['choices']))}")
+    bounds = [
+        ("at least", limits["at_least"], lambda bound: value >= bound),
+        ("above", limits["above"], lambda bound: value > bound),
+        ("at most", limits["at_most"], lambda bound: value <= bound),
+        ("below", limits["below"], lambda bound: value < bound),
+    ]
+    stated = " and ".join(f"{words} {bound}" for words, bound, _ in bounds if bound is not None)
+    if not all(holds(bound) for _, bound, holds in bounds if bound is not None):  # also refuses NaN
+        raise ValueError(f"--{field.name}: {value} is out of range; use a number {stated}")
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
+
+
+def build_parser(cls: type[CommonOptions], prog: str, manual: str) -> argparse.ArgumentParser:
+    """Return the command line of an options class: every field a flag, in its group, with choices and default."""
+    parser = _Parser(
+        prog=prog,
+        usage="%(prog)s [options]",
+        description=manual,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,  # what the user leaves out stays out: presets and defaults come later
+    )
+    hints = get_type_hints(cls)
+    fields = option_fields(cls)
+    groups = {name: parser.add_argument_group(name) for name in dict.fromkeys(f.metadata["group"] for f in fields)}
+    for field in fields:
+        meta = field.metadata
+        kind = hints[field.name]
+        if get_origin(kind) in (Union, types.UnionType):  # `int | None` is read as int
+            kind = next(part for part in get_args(kind) if part is not type(None))
+        shown = "" if field.default in (None, "") else f" (default: {field.default})"
+        arguments: dict[str, Any] = dict(dest=field.name, help=meta["help"].replace("%", "%%") + shown)
+        flags = [f"--{field.name}", *meta["aliases"]]
+        if kind is bool:
+            arguments["action"] = argparse.BooleanOptionalAction
+        else:
+            arguments.update(type=kind, metavar=meta["metavar"], choices=meta["choices"])
+            if meta["bare"] is not None:
+                arguments.update(nargs="?", const=meta["bare"])
+        groups[meta["group"]].add_argument(*flags, **arguments)
+        if kind is not bool and meta["bare"]:  # a preset may have turned it on
+            groups[meta["group"]].add_argument(
+                f"--no-{field.name}", dest=field.name, action="store_const", const="", help=f"turn --{field.name} off"
+            )
+    return parser
+
+
+def parse_command_line(cls: type[Options], argv: Sequence[str], prog: str, manual: str) -> Options:
+    """Read a command line into checked options.
+
+    Args:
+        prog: name of the script, for messages.
+        manual: what `--help` shows above the options.
+
+    Raises:
+        SystemExit: code 0 after --help and `--preset list`; code 2 after one line on stderr for a mistake.
+    """
+    parser = build_parser(cls, prog, manual)
+    given = vars(parser.parse_args(argv))
+    preset = given.get("preset")
+    if preset == "list":
+        width = max(map(len, cls.PRESETS))
+        print("\n".join(f"{name:{width}}  {what}" for name, (what, _) in cls.PRESETS.items()))
+        parser.exit()
+    if preset is not None and preset not in cls.PRESETS:
+        parser.error(f"--preset: {preset!r} is unknown; choose from {', '.join(cls.PRESETS)}")
+    values = {**(cls.PRESETS[preset][1] if preset else {}), **given}
+    # A length in epochs on the command line beats a length in iterations from the preset.
+    if "num_epochs" in given and "train_iters" not in given:
+        values.pop("train_iters", None)
+    try:
+        options = cls(**values, given=frozenset(given))
+        options.check()
+    except ValueError as error:
+        parser.error(str(error))
+    return options

@@ -1,0 +1,367 @@
+"""The run folder: its file names, checkpoints, logs, grids and plots. No other file knows where anything lies.
+
+    checkpoints/<name>/
+        options.json            every option, and the script
+        environment.json        for each start: command line, versions, device, git commit
+        data.json               the images trained on, held out and skipped
+        log.txt                 what the terminal showed
+        losses.csv              step, every loss, lr
+        losses.png              the same as curves
+        samples/                real-000000.png, sample-000200.png, ...
+        checkpoint-000500.pt    everything that a run needs to go on
+        events.out.tfevents.*   TensorBoard
+
+A file appears whole or not at all: it is written under a temporary name, synced, and then renamed.
+"""
+
+import csv
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from utils import UserError
+
+FORMAT = 1  # of checkpoints; raised when an older program could not read a newer one's
+_PLOT_SECONDS = 10.0  # least time between two drawings of losses.png
+
+Options = TypeVar("Options")
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file whole or not at all, even if the power fails: temporary file, sync, rename, sync of the folder."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # the new name is safe once its folder is
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain types as indented JSON, whole or not at all."""
+    write_whole(path, lambda file: file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()))
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Return the command line, versions, device and git commit of this process, as plain types."""
+    root = Path(__file__).parent
+    commit = None
+    try:
+        git = ["git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"]
+        top, head = subprocess.run(git, capture_output=True, text=True, timeout=5, check=True).stdout.split("\n")[:2]
+        commit = head if Path(top).resolve() == root.resolve() else None
+    except (OSError, subprocess.SubprocessError, ValueError):
+        pass  # no git, or no repository: the code came as an archive
+    return {
+        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": [sys.executable, *sys.argv],
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "pillow": Image.__version__,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "git_commit": commit,
+    }
+
+
+class Run:
+    """One run folder, open for writing. Make one with `Run.create` or `Run.find`.
+
+    Attributes:
+        folder: the run folder.
+        samples: the folder of its grids.
+        is_resumed: whether it goes on from a checkpoint.
+    """
+
+    def __init__(self, folder: Path, options: Any, script: str):
+        self.folder, self.script = folder, script
+        self.is_resumed = False
+        self.samples = Path(options.sample_dir) / folder.name if options.sample_dir else folder / "samples"
+        self._rows: list[dict[str, float]] = []
+        self._losses_file = None
+        self._writer = None
+        self._plotted_at = -float("inf")
+
+    # ---- Opening and closing
+
+    @classmethod
+    def create(cls, options: Any, script: str, stem: str) -> "Run":
+        """Make a new run folder in options.checkpoint_dir.
+
+        Args:
+            options: an options dataclass with `to_dict`; its `name` names the folder.
+            script: file name of the training script, for messages and for `find`.
+            stem: of the default name, `<stem>-001`; the number is above that of every folder with this stem.
+
+        Raises:
+            UserError: the folder exists, or can't be made or written to.
+        """
+        parent = Path(options.checkpoint_dir)
+        cls._refuse_taken_name(options)
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = parent / options.name if options.name is not None else cls._next_folder(parent, stem)
+            folder.mkdir()
+        except OSError as error:
+            raise UserError(
+                f"--checkpoint_dir: no run folder can be made in {parent} ({error.strerror}); use a folder that "
+                "you can write to"
+            ) from None
+        run = cls(folder, options, script)
+        try:
+            run.samples.mkdir(parents=True, exist_ok=not options.sample_dir)
+            run.save_options(options)
+        except OSError as error:
+            for file in folder.iterdir():
+                file.unlink()
+            folder.rmdir()
+            raise UserError(f"{error.filename or folder}: {error.strerror}; use another --sample_dir or name") from None
+        return run
+
+    @staticmethod
+    def _next_folder(parent: Path, stem: str) -> Path:
+        """Return `<stem>-<number>`, one above the highest number that is taken."""
+        pattern = re.compile(re.escape(stem) + r"-(\d+)")
+        taken = [int(match[1]) for path in parent.iterdir() if (match := pattern.fullmatch(path.name))]
+        return parent / f"{stem}-{max(taken, default=0) + 1:03d}"
+
+    @staticmethod
+    def _refuse_taken_name(options: Any) -> None:
+        """Raise UserError if the folder that options.name asks for exists."""
+        folder = Path(options.checkpoint_dir) / (options.name or "")
+        if options.name is not None and os.path.lexists(folder):
+            raise UserError(f"--name: {folder} exists; use --resume {folder} to go on with it, or another name")
+
+    @classmethod
+    def find(cls, request: Options, script: str) -> tuple["Run | None", Options]:
+        """Return the run that a command resumes, with its own options changed by the command's flags.
+
+        Without `--resume` there is none: returns None and the request, whose name must be free.
+
+        Raises:
+            UserError: a name that is taken, no such run, the run of another script, or a flag that may not differ.
+        """
+        if request.resume is None:
+            cls._refuse_taken_name(request)
+            return None, request
+        folder = Path(request.resume or Path(request.checkpoint_dir) / request.name)
+        try:
+            saved = json.loads((folder / "options.json").read_text(encoding="utf-8"))
+            saved_script, values = saved["script"], saved["options"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(f"--resume: {folder} is no run folder (it has no readable options.json)") from None
+        if saved_script != script:
+            raise UserError(f"--resume: {folder} is a run of {saved_script}; use that script")
+        folder = folder.resolve() if folder.name in ("", "..") else folder  # "." and ".." have no name of their own
+        try:
+            options = type(request).from_dict({**values, "name": folder.name, "checkpoint_dir": str(folder.parent)})
+            options = options.resumed_with(request)
+            options.check()
+        except (ValueError, TypeError) as error:
+            raise UserError(f"--resume {folder}: {error}") from None
+        return cls(folder, options, script), options
+
+    def start(self, options: Any, device: torch.device) -> None:
+        """Record options and environment of this start, and open the logs. Call it once, before training."""
+        self.samples.mkdir(parents=True, exist_ok=True)
+        self.save_options(options)
+        path = self.folder / "environment.json"
+        starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        write_json(path, [*starts, describe_environment(device)])
+        from torch.utils.tensorboard import SummaryWriter  # here, because it takes its time to import
+
+        self._writer = SummaryWriter(str(self.folder))
+
+    def close(self) -> None:
+        """Finish the logs."""
+        if self._losses_file is not None:
+            self._losses_file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def save_options(self, options: Any) -> None:
+        """Write options.json."""
+        write_json(self.folder / "options.json", {"script": self.script, "options": options.to_dict()})
+
+    def record_data(self, train: list[Path], test: list[Path], skipped: dict[Path, str]) -> None:
+        """Write data.json; when the run goes on, compare with it instead.
+
+        Raises:
+            UserError: the images are not those that the run began with.
+        """
+        path = self.folder / "data.json"
+        content = {
+            "folder": str(train[0].parent.resolve()),
+            "train": [file.name for file in train],
+            "test": [file.name for file in test],
+            "skipped": {file.name: reason for file, reason in skipped.items()},
+        }
+        if not path.exists():
+            return write_json(path, content)
+        before = json.loads(path.read_text(encoding="utf-8"))["train"]
+        new, gone = len(set(content["train"]) - set(before)), len(set(before) - set(content["train"]))
+        if new or gone:
+            raise UserError(
+                f"--resume: the images in {content['folder']} changed since the run began ({new} new, {gone} gone); "
+                "put them back, or start a new run"
+            )
+
+    # ---- Logs
+
+    def say(self, text: str) -> None:
+        """Print a line, above the progress bar if there is one, and keep it in log.txt."""
+        tqdm.write(text)
+        self.log(text)
+
+    def log(self, text: str) -> None:
+        """Add a line to log.txt."""
+        with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+    def add_losses(self, step: int, losses: dict[str, float], lr: float) -> None:
+        """Add a row to losses.csv and to TensorBoard."""
+        row = {"step": step, **losses, "lr": lr}
+        if self._losses_file is None:
+            path = self.folder / "losses.csv"
+            is_new = not path.exists()
+            self._losses_file = open(path, "a", encoding="utf-8", newline="")
+            if is_new:
+                self._losses_file.write(",".join(row) + "\n")
+        self._losses_file.write(",".join(f"{value:.6g}" if key != "step" else str(step) for key, value in row.items()))
+        self._losses_file.write("\n")
+        self._losses_file.flush()
+        self._rows.append(row)
+        for key, value in row.items():
+            if key != "step":
+                self._writer.add_scalar(f"losses/{key}" if key in losses else key, value, step)
+
+    def _cut_losses(self, step: int) -> None:
+        """Drop the rows of losses.csv after `step`, and a torn last one: they will be computed again."""
+        path = self.folder / "losses.csv"
+        if not path.exists():
+            return
+        with open(path, encoding="utf-8", newline="") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+        kept = [row for row in rows if len(row) == len(header) and int(row[0]) <= step]
+        text = "".join(",".join(row) + "\n" for row in [header, *kept])
+        write_whole(path, lambda file: file.write(text.encode()))
+        self._rows = [{key: float(value) for key, value in zip(header, row, strict=True)} for row in kept]
+
+    def plot_losses(self, panels: dict[str, list[str]], now: bool = False) -> None:
+        """Draw losses.png, at most every 10 seconds unless `now`.
+
+        Args:
+            panels: title of each panel -> the losses that it shows.
+        """
+        if not self._rows or not (now or time.monotonic() - self._plotted_at >= _PLOT_SECONDS):
+            return
+        figure = draw_losses(self._rows, panels, title=self.folder.name)
+        write_whole(self.folder / "losses.png", lambda file: figure.savefig(file, format="png", dpi=100))
+        self._plotted_at = time.monotonic()
+
+    def save_grid(self, name: str, step: int, grid: Tensor) -> Path:
+        """Write a uint8 image (3, H, W) as samples/<name>-<step>.png and to TensorBoard; return its path."""
+        path = self.samples / f"{name}-{step:06d}.png"
+        image = Image.fromarray(grid.permute(1, 2, 0).numpy())
+        write_whole(path, lambda file: image.save(file, format="PNG"))
+        self._writer.add_image(name, grid, step)
+        return path
+
+    # ---- Checkpoints
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """Return (step, path) of every checkpoint, the newest first."""
+        found = [
+            (int(match[1]), path)
+            for path in self.folder.iterdir()
+            if (match := re.fullmatch(r"checkpoint-(\d+)\.pt", path.name))
+        ]
+        return sorted(found, reverse=True)
+
+    def save_checkpoint(self, step: int, content: dict[str, Any]) -> Path:
+        """Write checkpoint-<step>.pt: `content`, of tensors and plain types, with the format, script and step."""
+        if self._losses_file is not None:
+            os.fsync(self._losses_file.fileno())  # a checkpoint must not be newer than the log it belongs to
+        path = self.folder / f"checkpoint-{step:06d}.pt"
+        content = {"format": FORMAT, "script": self.script, "step": step, **content}
+        write_whole(path, lambda file: torch.save(content, file))
+        return path
+
+    def load_checkpoint(self) -> dict[str, Any]:
+        """Return the newest complete checkpoint, on the CPU, and cut losses.csv back to its step.
+
+        Raises:
+            UserError: none is complete, or the newest is of a newer program.
+        """
+        for step, path in self.checkpoints():
+            try:
+                content = torch.load(path, map_location="cpu", weights_only=True)
+                version = content["format"]
+            except Exception as error:  # torch.load has no one exception for a broken file
+                reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+                self.say(f"Warning: {path} is not readable ({reason}); trying the one before")
+                continue
+            if version > FORMAT:
+                raise UserError(f"--resume: {path} has format {version}, this program reads {FORMAT}; update it")
+            self._cut_losses(step)
+            self.is_resumed = True
+            return content
+        raise UserError(f"--resume: {self.folder} holds no complete checkpoint; start a new run")
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Return the centered moving average over a twentieth of the curve; at its ends over what there is."""
+    width = max(1, len(values) // 20) * 2 + 1
+    kernel = np.ones(min(width, 2 * len(values) - 1))
+    half = len(kernel) // 2
+    return (np.convolve(values, kernel) / np.convolve(np.ones_like(values), kernel))[half : half + len(values)]
+
+
+def draw_losses(rows: list[dict[str, float]], panels: dict[str, list[str]], title: str) -> Any:
+    """Return a matplotlib figure of the rows of losses.csv, a panel per title: raw values faint, smoothed ones strong."""
+    from matplotlib.figure import Figure  # here, because it takes its time to import
+
+    steps = np.array([row["step"] for row in rows])
+    figure = Figure(figsize=(9, 0.6 + 4.2 * len(panels)), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    for axes, (panel, names) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
+        ceiling = 0.0
+        for i, name in enumerate(names):
+            values = np.array([row[name] for row in rows])
+            smooth = _smooth(values)
+            axes.plot(steps, values, color=f"C{i}", alpha=0.25, linewidth=0.8)
+            axes.plot(steps, smooth, color=f"C{i}", linewidth=2, label=name.replace("_", " "))
+            ceiling = max(ceiling, float(np.quantile(values, 0.99)), float(smooth.max()))
+        floor = min(0.0, min(row[name] for row in rows for name in names))
+        axes.set_ylim(floor, 1.1 * ceiling if ceiling > floor else None)  # a few early spikes must not flatten the rest
+        axes.set(xlabel="iteration", ylabel="loss", title=panel)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    return figure

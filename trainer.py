@@ -1,0 +1,313 @@
+"""The training loop: cadence, learning rate, averaged weights, checkpoints, resumption, signals. It knows no GAN word.
+
+A script gives it networks and three functions: the batch of a step, the update of a step, and the grids to show.
+"""
+
+import copy
+import math
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from runs import Run
+from utils import NonFiniteError, Precision
+
+_PLAIN_SECONDS = 10.0  # without a terminal: time between two lines of progress
+
+
+@dataclass
+class State:
+    """All that a run carries from one step to the next, and therefore all that a checkpoint holds.
+
+    Attributes:
+        networks: name -> network.
+        optimizers: name -> optimizer.
+        averages: name -> exponential moving average of the network of that name, in eval mode; empty when off.
+        precision: of the forward passes, with the gradient scaler of fp16.
+        device: of the networks and of `sums`.
+        step: number of steps taken.
+        sums: loss -> sum since the last row of losses.csv, on the device.
+        summed: number of steps in `sums`.
+    """
+
+    networks: dict[str, nn.Module]
+    optimizers: dict[str, Optimizer]
+    averages: dict[str, nn.Module]
+    precision: Precision
+    device: torch.device
+    step: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    summed: int = 0
+
+    def to_checkpoint(self) -> dict[str, Any]:
+        """Return everything as tensors and plain types, with the random generators of this moment."""
+        rng = {"cpu": torch.get_rng_state()}
+        if self.device.type != "cpu":
+            rng[self.device.type] = torch.get_device_module(self.device).get_rng_state()
+        return {
+            "networks": {name: network.state_dict() for name, network in self.networks.items()},
+            "ema": {name: network.state_dict() for name, network in self.averages.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "scaler": self.precision.scaler.state_dict(),
+            "sums": {name: value.cpu() for name, value in self.sums.items()},
+            "summed": self.summed,
+            "rng": rng,
+        }
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Become the state that `to_checkpoint` described."""
+        for name, network in self.networks.items():
+            network.load_state_dict(checkpoint["networks"][name])
+        for name, network in self.averages.items():
+            network.load_state_dict(checkpoint["ema"][name])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(checkpoint["optimizers"][name])
+        if checkpoint["scaler"]:
+            self.precision.scaler.load_state_dict(checkpoint["scaler"])
+        self.sums = {name: value.to(self.device) for name, value in checkpoint["sums"].items()}
+        self.summed, self.step = checkpoint["summed"], checkpoint["step"]
+        torch.set_rng_state(checkpoint["rng"]["cpu"])
+        if self.device.type != "cpu" and self.device.type in checkpoint["rng"]:
+            torch.get_device_module(self.device).set_rng_state(checkpoint["rng"][self.device.type])
+
+    def for_samples(self, name: str) -> nn.Module:
+        """Return the network to show: its moving average, else itself."""
+        return self.averages.get(name, self.networks[name])
+
+    def add_losses(self, losses: dict[str, Tensor]) -> None:
+        """Add the losses of one step to the sums, without waiting for the device."""
+        for name, value in losses.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.summed += 1
+
+    def mean_losses(self) -> dict[str, float]:
+        """Return the mean of each loss since the sums were last cleared. Raises NonFiniteError if one isn't finite."""
+        means = {name: value.item() / self.summed for name, value in self.sums.items()}  # waits for the device
+        for name, mean in means.items():
+            if not math.isfinite(mean):
+                raise NonFiniteError(
+                    f"the loss {name} became {mean} in iterations {self.step - self.summed + 1} to {self.step}; the "
+                    "last checkpoint is untouched. Try a lower --lr, or --amp off"
+                )
+        return means
+
+
+def make_state(
+    networks: dict[str, nn.Module],
+    groups: dict[str, list[str]],
+    averaged: list[str],
+    options: Any,
+    device: torch.device,
+    precision: Precision,
+) -> State:
+    """Move networks to the device and give them their optimizers and moving averages.
+
+    Args:
+        groups: name of an optimizer -> the networks that it updates.
+        averaged: networks to keep a moving average of, if options.ema_decay is above 0.
+    """
+    networks = {name: network.to(device) for name, network in networks.items()}
+    averages = {}
+    if options.ema_decay > 0:
+        averages = {name: copy.deepcopy(networks[name]).eval().requires_grad_(False) for name in averaged}
+    if options.compile:
+        for network in networks.values():
+            network.compile()
+    optimizers: dict[str, Optimizer] = {
+        group: Adam(
+            [parameter for name in names for parameter in networks[name].parameters()],
+            lr=options.lr,
+            betas=(options.beta1, options.beta2),
+            fused=True,
+        )
+        for group, names in groups.items()
+    }
+    return State(networks, optimizers, averages, precision, device)
+
+
+@torch.no_grad()
+def update_averages(state: State, decay: float) -> None:
+    """Move each average towards its network: average = decay * average + (1 - decay) * network, buffers included."""
+    for name, average in state.averages.items():
+        network = state.networks[name]
+        pairs = list(zip(average.state_dict().values(), network.state_dict().values(), strict=True))
+        floats = [(old, new) for old, new in pairs if old.is_floating_point()]
+        get_ema_multi_avg_fn(decay)([old for old, _ in floats], [new for _, new in floats], None)
+        for old, new in pairs:
+            if not old.is_floating_point():  # a counter
+                old.copy_(new)
+
+
+def _constant(progress: float) -> float:
+    return 1.0
+
+
+def _linear(progress: float) -> float:
+    """1 for the first half, then down to 0 (Zhu et al. 2017, CycleGAN)."""
+    return min(1.0, 2 - 2 * progress)
+
+
+def _cosine(progress: float) -> float:
+    """Half a cosine from 1 down to 0 (Loshchilov & Hutter 2017)."""
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
+# Share of the run that is done, from 0 to 1 -> factor on the learning rate.
+LR_POLICIES: dict[str, Callable[[float], float]] = {
+    "constant": _constant,
+    "linear": _linear,
+    "cosine": _cosine,
+}
+
+
+class StopSignals:
+    """Within this context, Ctrl-C and SIGTERM are noted in `received` instead of ending the process.
+
+    A second Ctrl-C raises KeyboardInterrupt at once.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.received == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class Progress:
+    """One line that shows iteration, losses, speed and time left; without a terminal a plain line now and then."""
+
+    def __init__(self, run: Run, step: int, total: int):
+        self.run, self.first, self.total = run, step, total
+        self.is_terminal = sys.stderr.isatty()
+        self.bar = tqdm(initial=step, total=total, unit="it", disable=not self.is_terminal, dynamic_ncols=True)
+        self.started = self.told = time.monotonic()
+
+    def advance(self) -> None:
+        """Count one step."""
+        self.bar.update()
+
+    def tell(self, step: int, losses: dict[str, float]) -> None:
+        """Show the losses of a step."""
+        text = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+        self.bar.set_postfix_str(text, refresh=False)
+        now = time.monotonic()
+        if now - self.told >= _PLAIN_SECONDS or step == self.total:
+            rate = (step - self.first) / (now - self.started)
+            left = (self.total - step) / rate
+            line = f"{step}/{self.total}  {text}  {rate:.1f} it/s, {left // 60:.0f} min {left % 60:02.0f} s left"
+            if self.is_terminal:
+                self.run.log(line)
+            else:
+                self.run.say(line)
+            self.told = now
+
+
+def train(
+    run: Run,
+    state: State,
+    options: Any,
+    total: int,
+    next_batch: Callable[[int], Any],
+    train_step: Callable[[State, Any, Any], dict[str, Tensor]],
+    draw_samples: Callable[[State, Any], dict[str, Tensor]],
+    panels: dict[str, list[str]],
+) -> int:
+    """Train until `total` steps are taken or a signal says stop; return the exit code, 0 or 128 + signal.
+
+    Args:
+        next_batch: step from 0 -> its batch, on the device.
+        train_step: (state, batch, options) -> losses as detached scalars; updates the networks of the state.
+        draw_samples: (state, options) -> name -> grid as a uint8 image (3, H, W).
+        panels: panels of losses.png, title -> losses.
+    """
+
+    def save_grids() -> None:
+        for name, grid in draw_samples(state, options).items():
+            run.save_grid(name, state.step, grid)
+
+    def save() -> None:
+        nonlocal saved_step
+        state.mean_losses()  # raises if they are not finite: such a state must not become the newest checkpoint
+        run.save_checkpoint(state.step, {"options": options.to_dict(), **state.to_checkpoint()})
+        saved_step = state.step
+
+    saved_step = state.step if run.is_resumed else None
+    if state.step >= total:
+        run.say(f"{run.folder} is at iteration {state.step} of {total}: nothing to do. A larger --num_epochs or "
+                "--train_iters goes on.")  # fmt: skip
+        run.close()
+        return 0
+    run.say(f"Training to iteration {total} in {run.folder}" + (f", from {state.step}" if state.step else ""))
+    progress = Progress(run, state.step, total)
+    with StopSignals() as stop, progress.bar:
+        # Show what the untrained networks make.
+        if state.step == 0:
+            save_grids()
+
+        while state.step < total and stop.received is None:
+            # Set the learning rate of this step.
+            lr = options.lr * LR_POLICIES[options.lr_policy](state.step / total)
+            for optimizer in state.optimizers.values():
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+
+            # Update the networks on one batch, then the moving averages.
+            losses = train_step(state, next_batch(state.step), options)
+            update_averages(state, options.ema_decay)
+            state.add_losses(losses)
+            state.step += 1
+            progress.advance()
+
+            # Log the mean losses since the last row.
+            if state.step % options.log_step == 0:
+                means = state.mean_losses()
+                run.add_losses(state.step, means, lr)
+                state.sums, state.summed = {}, 0
+                progress.tell(state.step, means)
+                run.plot_losses(panels)
+
+            # Draw what the networks make now.
+            if state.step % options.sample_every == 0 or state.step == total:
+                save_grids()
+
+            # Save everything.
+            if state.step % options.checkpoint_every == 0:
+                save()
+
+        # Save where training ended or was stopped.
+        if saved_step != state.step:
+            save()
+        run.plot_losses(panels, now=True)
+
+    # Say where everything is and how to go on.
+    resume = f"python {run.script} --resume {shlex.quote(str(run.folder))}"
+    if stop.received is not None:
+        run.say(f"Stopped by {signal.Signals(stop.received).name} at iteration {state.step} of {total}. Go on with:")
+        run.say(f"    {resume}")
+    else:
+        run.say(f"Finished {total} iterations: {run.folder}")
+        run.say(f"    look at    {run.samples} and {run.folder / 'losses.png'}")
+        run.say(f"    compare    tensorboard --logdir {shlex.quote(str(run.folder.parent))}")
+        run.say(f"    train on   {resume} --train_iters {2 * total}")
+    run.close()
+    return 0 if stop.received is None else 128 + stop.received

@@ -1,0 +1,131 @@
+"""Small things that every other file may use: the user's mistakes, device, seeds, precision, image grids."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+try:
+    from torchvision.utils import make_grid
+except (ImportError, RuntimeError, OSError) as error:  # the compiled parts of the two refuse each other
+    sys.stderr.write(
+        f"torchvision does not load beside torch {torch.__version__} ({type(error).__name__}); install a matching "
+        "pair: pip install --force-reinstall -r requirements.txt\n"
+    )
+    raise SystemExit(2) from None
+
+
+class UserError(Exception):
+    """A mistake or a misfortune that the user can mend. Its message is one line: what, the value found, the remedy."""
+
+
+class NonFiniteError(Exception):
+    """Training left the finite numbers. Its message names the loss and the iteration."""
+
+
+def run_main(main: Callable[[], int], prog: str) -> int:
+    """Call `main` and return the exit code: its own, 2 after a UserError, 3 after NonFiniteError, 130 after Ctrl-C."""
+    try:
+        return main()
+    except UserError as error:
+        sys.stderr.write(f"{prog}: error: {' '.join(str(error).split())}\n")
+        return 2
+    except NonFiniteError as error:
+        sys.stderr.write(f"{prog}: stopped: {error}\n")
+        return 3
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{prog}: interrupted\n")
+        return 130
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of `--device`: "auto" is CUDA, else MPS, else CPU. Raises UserError if it isn't there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, is_there in available.items() if is_there)
+    if not available[name]:
+        raise UserError(f"--device: {name} is not available on this machine; use --device auto")
+    return torch.device(name)
+
+
+def seed_everything(seed: int, deterministic: bool) -> None:
+    """Seed torch on every device. With `deterministic`, allow only kernels that give the same result at every run."""
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it before its first use
+    # Numbers below 1e-38 cost a CPU a hundred times the time of others and mean nothing here.
+    torch.set_flush_denormal(True)
+
+
+class Precision(NamedTuple):
+    """Mixed precision of a training step.
+
+    Attributes:
+        device_type: of torch.autocast.
+        dtype: bfloat16 or float16 inside autocast, or None for float32 throughout.
+        scaler: keeps fp16 gradients in range; does nothing for other types.
+    """
+
+    device_type: str
+    dtype: torch.dtype | None
+    scaler: torch.amp.GradScaler
+
+    def autocast(self) -> torch.autocast:
+        """Return the context for forward passes."""
+        return torch.autocast(self.device_type, self.dtype, enabled=self.dtype is not None)
+
+
+def choose_precision(amp: str, device: torch.device) -> Precision:
+    """Return the precision of `--amp`: "auto" is bf16 on a GPU that has it, else off. fp16 off CUDA raises UserError.
+
+    bf16 on a CPU without AMX is slower than fp32, and with it the results depend on the kind of CPU: not by itself.
+    """
+    if amp == "fp16" and device.type != "cuda":
+        raise UserError(f"--amp: fp16 needs a CUDA device, this run is on {device.type}; use --amp bf16 or off")
+    if amp == "auto":
+        amp = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "off"
+    dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    return Precision(device.type, dtype, torch.amp.GradScaler(device.type, enabled=amp == "fp16"))
+
+
+def set_up(device: str, amp: str, seed: int, deterministic: bool) -> tuple[torch.device, Precision]:
+    """Choose device and precision by their flags and seed everything. Raises UserError for what isn't available."""
+    chosen = choose_device(device)
+    precision = choose_precision(amp, chosen)
+    seed_everything(seed, deterministic)
+    return chosen, precision
+
+
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+    """Take one step of `optimizer` down the gradient of `loss` (a scalar).
+
+    Gradients are computed for this optimizer's parameters alone: a network that the loss merely passes through costs
+    no weight gradients and needs no freezing.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    scaler.scale(loss).backward(inputs=parameters)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Return the number of trained weights."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def grid_columns(image_size: int) -> int:
+    """Return how many columns, and rows, make a grid of about 500 to 1,000 pixels: 8, or 4 at 256x256."""
+    return 8 if image_size <= 128 else 4
+
+
+def image_grid(images: Tensor, columns: int) -> Tensor:
+    """Lay images (N, 3, H, W) in [-1, 1] out in rows of `columns`, as one uint8 image (3, H', W') on the CPU."""
+    images = images.detach().float().cpu()
+    grid = make_grid(images, nrow=columns, padding=2, normalize=True, value_range=(-1, 1), pad_value=1)  # in [0, 1]
+    return grid.mul(255).round().to(torch.uint8)

@@ -1,0 +1,135 @@
+"""Train a DCGAN on a folder of images.
+
+    python vanilla_gan.py                                           # toy cats, about three minutes on two CPU cores
+    python vanilla_gan.py --data photos/cats --data_aug deluxe --use_diffaug
+    python vanilla_gan.py --preset list                             # what published projects used
+    python vanilla_gan.py --resume checkpoints/NAME                 # go on where a run stopped
+    python vanilla_gan.py --resume checkpoints/NAME --num_epochs 400
+
+A run writes its grids, losses, checkpoints and log to checkpoints/NAME/; README.md says what each file is.
+Ctrl-C stops after the current iteration, saves, and prints how to go on.
+"""
+
+import sys
+
+from options import VanillaOptions, parse_command_line
+
+SCRIPT = "vanilla_gan.py"
+
+if __name__ == "__main__":  # before torch loads, so that --help and a mistyped flag answer at once
+    OPTIONS = parse_command_line(VanillaOptions, sys.argv[1:], SCRIPT, __doc__)
+
+import torch
+from torch import Tensor, nn
+
+from data.toy_cats import ensure_toy_cats
+from data_loader import ImageBatches, find_folder, hold_out, list_images
+from diff_augment import diff_augment
+from losses import GAN_MODES
+from models import DISCRIMINATORS, DCGenerator
+from runs import Run
+from trainer import State, make_state, train
+from utils import count_parameters, descend, grid_columns, image_grid, run_main, set_up
+
+PANELS = {"": ["D_real", "D_fake", "D_total", "G"]}
+
+
+def build_networks(options: VanillaOptions) -> dict[str, nn.Module]:
+    """Return the generator G: z -> images, and the discriminator D: images -> logits."""
+    G = DCGenerator(
+        options.image_size, options.conv_dim, options.noise_size, options.norm, options.upsample, options.init_type
+    )
+    D = DISCRIMINATORS[options.disc](
+        options.image_size, options.conv_dim, options.norm, options.spectral_norm, options.init_type
+    )
+    return {"G": G, "D": D}
+
+
+def sample_latents(
+    count: int, noise_size: int, device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
+    """Return z (count, noise_size, 1, 1), uniform in [-1, 1]."""
+    return torch.rand(count, noise_size, 1, 1, device=device, generator=generator) * 2 - 1
+
+
+def train_step(state: State, real: Tensor, options: VanillaOptions) -> dict[str, Tensor]:
+    """Update D, then G, on one batch of real images (B, 3, S, S) in [-1, 1]; return the losses, detached."""
+    G, D = state.networks["G"], state.networks["D"]
+    loss = GAN_MODES[options.gan_mode]
+
+    def judge(images: Tensor) -> Tensor:
+        """The logits of D on augmented images, as float32."""
+        return D(diff_augment(images, options.use_diffaug)).float()
+
+    # Generate a batch of fakes. Both updates use it: D's without, G's with the way back through G.
+    with state.precision.autocast():
+        z = sample_latents(len(real), options.noise_size, real.device)  # (B, noise_size, 1, 1)
+        fake = G(z)  # (B, 3, S, S)
+
+    # Update D: minimize real(D(x)) + fake(D(G(z))); for LSGAN mean((D(x) - 1)^2) / 2 + mean(D(G(z))^2) / 2.
+    with state.precision.autocast():
+        D_real = loss.real(judge(real))
+        D_fake = loss.fake(judge(fake.detach()))
+        D_total = D_real + D_fake
+    descend(D_total, state.optimizers["D"], state.precision.scaler)
+
+    # Update G: minimize generator(D(G(z))); for LSGAN mean((D(G(z)) - 1)^2).
+    with state.precision.autocast():
+        G_loss = loss.generator(judge(fake))
+    descend(G_loss, state.optimizers["G"], state.precision.scaler)
+
+    return {"D_real": D_real.detach(), "D_fake": D_fake.detach(), "D_total": D_total.detach(), "G": G_loss.detach()}
+
+
+@torch.no_grad()
+def draw_samples(state: State, options: VanillaOptions) -> dict[str, Tensor]:
+    """Return a grid of images from latents that stay the same for the whole run."""
+    G, columns = state.for_samples("G"), grid_columns(options.image_size)
+    generator = torch.Generator().manual_seed(options.seed)  # on the CPU: the same latents on every device
+    z = sample_latents(columns**2, options.noise_size, torch.device("cpu"), generator).to(state.device)
+    was_training = G.training
+    images = G.eval()(z)  # (columns^2, 3, S, S)
+    G.train(was_training)
+    return {"sample": image_grid(images, columns)}
+
+
+def main(request: VanillaOptions) -> int:
+    """Train as the command line says; return the exit code."""
+    # Find the run to go on with, if one is named: its options count. Choose the device and seed everything.
+    run, options = Run.find(request, SCRIPT)
+    device, precision = set_up(options.device, options.amp, options.seed, options.deterministic)
+
+    # Decode the images.
+    folder = find_folder(options.data) if options.data else ensure_toy_cats(options.image_size) / "trainB"
+    files, held_out = hold_out(list_images(folder, options.ext), options.test_split)
+    images = ImageBatches(
+        files, options.image_size, options.data_aug, options.batch_size, options.seed, device, options.cache_gb,
+        options.num_workers,
+    )  # fmt: skip
+    total = options.train_iters or images.iterations(options.num_epochs)
+
+    # Build the networks, with an optimizer each, and a moving average of G.
+    state = make_state(build_networks(options), {"G": ["G"], "D": ["D"]}, ["G"], options, device, precision)
+
+    # Make the run folder, or go on from the newest checkpoint.
+    if run is None:
+        data_name = folder.name if options.data else "toy_cats"
+        parts = [SCRIPT.removesuffix(".py"), data_name, options.data_aug, options.gan_mode]
+        run = Run.create(options, SCRIPT, "-".join(parts + ["diffaug"] * bool(options.use_diffaug)))
+    else:
+        state.load(run.load_checkpoint())
+    run.start(options, device)
+    run.record_data(images.files, held_out, images.skipped)
+    for line in images.describe():
+        run.say(line)
+    run.say(f"G has {count_parameters(state.networks['G']):,} weights, D {count_parameters(state.networks['D']):,}")
+
+    # Show what D will see of the real images, then train.
+    if not run.is_resumed:
+        columns = grid_columns(options.image_size)
+        run.save_grid("real", 0, image_grid(images.preview(columns**2), columns))
+    return train(run, state, options, total, images.batch, train_step, draw_samples, PANELS)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(lambda: main(OPTIONS), SCRIPT))
