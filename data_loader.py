@@ -1,14 +1,17 @@
 """From a folder of images to augmented batches on the device.
 
 Images are decoded once, in parallel, at the size that the augmentation needs, into one uint8 tensor (N, 3, R, R) on
-the device. A batch is a draw of rows, augmented as a whole. Sets larger than `--cache_gb` are streamed from disk by
-worker processes; the same augmentation follows. Which images make a batch is a pure function of (seed, step).
+the device. A batch is a draw of rows, augmented as a whole. Sets larger than `--cache_gb` are decoded anew for every
+batch, ahead of time; the same augmentation follows. Which images make a batch is a pure function of (seed, step).
+
+Threads do the decoding, not processes: Pillow decodes and resizes without Python's lock, and threads need no copies,
+no second start of Python, and no rules for signals and forks.
 """
 
 import math
-import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +19,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 from tqdm import tqdm
@@ -25,6 +27,7 @@ from utils import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+_BATCHES_AHEAD = 4  # batches that are being decoded while one is trained on
 _DATA_ROOT = Path(__file__).parent / "data"
 
 
@@ -125,6 +128,11 @@ def _to_unit_range(images: Tensor) -> Tensor:
     return images.float().div_(127.5).sub_(1)
 
 
+def _choose(u: Tensor, count: Tensor | int) -> Tensor:
+    """Turn numbers in [0, 1) into whole ones in [0, count). The product may round up to count, once in 2^24 draws."""
+    return torch.minimum((u * count).long(), torch.as_tensor(count - 1, device=u.device))
+
+
 def _flip_columns(u: Tensor, width: int) -> Tensor:
     """(B,) -> (B, width): the columns to read, from right to left where u < 0.5."""
     columns = torch.arange(width, device=u.device)
@@ -139,8 +147,8 @@ def basic(images: Tensor, size: int, u: Tensor) -> Tensor:
 def deluxe(images: Tensor, size: int, u: Tensor) -> Tensor:
     """Random crop and horizontal flip: uint8 (B, 3, R, R) -> (B, 3, S, S) in [-1, 1]."""
     room = images.shape[-1] - size + 1
-    rows = (u[:, 0] * room).long()[:, None] + torch.arange(size, device=u.device)  # (B, S)
-    cols = (u[:, 1] * room).long()[:, None] + _flip_columns(u[:, 2], size)  # (B, S)
+    rows = _choose(u[:, 0], room)[:, None] + torch.arange(size, device=u.device)  # (B, S)
+    cols = _choose(u[:, 1], room)[:, None] + _flip_columns(u[:, 2], size)  # (B, S)
     image, channel = torch.arange(len(images), device=u.device), torch.arange(3, device=u.device)
     index = (image[:, None, None, None], channel[:, None, None], rows[:, None, :, None], cols[:, None, None, :])
     return _to_unit_range(images[index])  # (B, 3, S, S)
@@ -167,8 +175,8 @@ def random_boxes(u: Tensor, side: int) -> Tensor:
     any_fits = fits.any(dim=1)
     width = torch.where(any_fits, widths.gather(1, first)[:, 0], side)
     height = torch.where(any_fits, heights.gather(1, first)[:, 0], side)
-    top = (u[:, -2] * (side - height + 1)).long()
-    left = (u[:, -1] * (side - width + 1)).long()
+    top = _choose(u[:, -2], side - height + 1)
+    left = _choose(u[:, -1], side - width + 1)
     return torch.stack([top, left, height, width], dim=1)
 
 
@@ -237,23 +245,6 @@ AUGMENTATIONS = {
 # Batches
 
 
-class _Decoded(Dataset):
-    """Images decoded on demand, for the worker processes that stream."""
-
-    def __init__(self, files: list[Path], size: int):
-        self.files, self.size = files, size
-
-    def __getitem__(self, index: int) -> Tensor:
-        return decode(self.files[index], self.size)
-
-
-def _init_worker(worker: int) -> None:
-    """Let the training process alone answer Ctrl-C and SIGTERM; it ends its workers itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    torch.set_num_threads(1)
-
-
 class ImageBatches:
     """Augmented batches of one folder.
 
@@ -263,7 +254,7 @@ class ImageBatches:
         data_aug: a key of AUGMENTATIONS.
         seed: of the order of the images. The draws of the augmentation come from torch's generator of the device.
         cache_gb: memory for decoded images; above it they are streamed.
-        num_workers: threads that decode or processes that stream; 0 means this process alone.
+        num_workers: threads that decode; None or 0: one per core.
 
     Attributes:
         files: the readable files, in the order of their index.
@@ -282,31 +273,30 @@ class ImageBatches:
         seed: int,
         device: torch.device,
         cache_gb: float = 4.0,
-        num_workers: int = 2,
+        num_workers: int | None = None,
     ):
         self.augmentation = AUGMENTATIONS[data_aug]
         self.image_size, self.batch_size, self.seed = image_size, batch_size, seed
-        self.device, self.num_workers = device, num_workers
+        self.device = device
         self.stored_size = self.augmentation.stored_size(image_size)
         self.is_cached = len(files) * 3 * self.stored_size**2 <= cache_gb * 1e9
         self.files: list[Path] = []
         self.skipped: dict[Path, str] = {}
-        self._stream: Iterator[Tensor] | None = None
-        self._stream_step = -1
+        self._pool = ThreadPoolExecutor(num_workers or os.cpu_count())
+        self._streamed: dict[int, list[tuple[Path, Future]]] = {}  # step -> its images, decoded or being decoded
 
         # Decode everything once: to keep it, or else to know before training which files are readable.
         images = torch.empty(len(files) if self.is_cached else 0, 3, self.stored_size, self.stored_size,
                              dtype=torch.uint8)  # fmt: skip
-        with ThreadPoolExecutor(max(1, num_workers)) as pool:
-            decoded = pool.map(lambda path: _try_decode(path, self.stored_size), files)
-            for path, image in tqdm(zip(files, decoded, strict=True), "decode", len(files), unit=" images",
-                                    leave=False, disable=None):  # fmt: skip
-                if isinstance(image, str):
-                    self.skipped[path] = image
-                    continue
-                if self.is_cached:
-                    images[len(self.files)] = image
-                self.files.append(path)
+        decoded = self._pool.map(lambda path: _try_decode(path, self.stored_size), files)
+        for path, image in tqdm(zip(files, decoded, strict=True), "decode", len(files), unit=" images",
+                                leave=False, disable=None):  # fmt: skip
+            if isinstance(image, str):
+                self.skipped[path] = image
+                continue
+            if self.is_cached:
+                images[len(self.files)] = image
+            self.files.append(path)
         if not self.files:
             raise UserError(
                 f"none of the {len(files)} images in {files[0].parent} is readable (first: {files[0].name}, "
@@ -358,23 +348,18 @@ class ImageBatches:
         return self.augmentation.apply(stored, self.image_size, uniforms)
 
     def _next_streamed(self, step: int) -> Tensor:
-        """Return the stored images of batch `step`, uint8 (B, 3, R, R), from workers that read ahead."""
-        if self._stream is None or step != self._stream_step:
-
-            def batches_from(step: int) -> Iterator[list[int]]:
-                while True:
-                    yield self.indices(step).tolist()
-                    step += 1
-
-            self._stream = iter(
-                DataLoader(
-                    _Decoded(self.files, self.stored_size),
-                    batch_sampler=batches_from(step),
-                    num_workers=self.num_workers,
-                    worker_init_fn=_init_worker,
-                    pin_memory=self.device.type == "cuda",
-                    generator=torch.Generator(),  # else it would take a draw from the generator of the training
-                )
-            )
-        self._stream_step = step + 1
-        return next(self._stream)
+        """Return the stored images of batch `step`, uint8 (B, 3, R, R), while threads decode the batches after it."""
+        for ahead in range(step, step + 1 + _BATCHES_AHEAD):
+            if ahead not in self._streamed:
+                files = [self.files[index] for index in self.indices(ahead)]
+                self._streamed[ahead] = [
+                    (path, self._pool.submit(_try_decode, path, self.stored_size)) for path in files
+                ]
+        images = []
+        for path, decoded in self._streamed[step]:
+            image = decoded.result()
+            if isinstance(image, str):
+                raise UserError(f"{path} could be read before but not now ({image}); put it back and use --resume")
+            images.append(image)
+        self._streamed = {ahead: batch for ahead, batch in self._streamed.items() if ahead > step}
+        return torch.stack(images)

@@ -13,6 +13,11 @@ def _per_image(u: Tensor) -> Tensor:
     return u.view(-1, 1, 1, 1)
 
 
+def _choose(u: Tensor, count: int) -> Tensor:
+    """Turn numbers in [0, 1) into whole ones in [0, count). The product may round up to count, once in 2^24 draws."""
+    return (u * count).long().clamp(max=count - 1)
+
+
 def brightness(x: Tensor, u: Tensor) -> Tensor:
     """Add a number in [-0.5, 0.5) to each image."""
     return x + _per_image(u[:, 0] - 0.5)
@@ -60,8 +65,8 @@ class _Shift(torch.autograd.Function):
 def translation(x: Tensor, u: Tensor) -> Tensor:
     """Shift each image by whole pixels, up to an eighth of its size either way; the border fills with 0 (gray)."""
     reach_y, reach_x = x.shape[2] // 8, x.shape[3] // 8
-    dy = (u[:, 0] * (2 * reach_y + 1)).long() - reach_y  # (B,) in [-reach_y, reach_y]
-    dx = (u[:, 1] * (2 * reach_x + 1)).long() - reach_x
+    dy = _choose(u[:, 0], 2 * reach_y + 1) - reach_y  # (B,) in [-reach_y, reach_y]
+    dx = _choose(u[:, 1], 2 * reach_x + 1) - reach_x
     return _Shift.apply(x, dy, dx)
 
 
@@ -71,7 +76,7 @@ def cutout(x: Tensor, u: Tensor) -> Tensor:
     def covered(length: int, u: Tensor) -> Tensor:
         """(B,) -> (B, length): whether a row or column lies in the rectangle."""
         size = length // 2
-        start = (u * (length + 1 - size % 2)).long() - size // 2
+        start = _choose(u, length + 1 - size % 2) - size // 2
         offset = torch.arange(length, device=x.device) - start[:, None]
         return (offset >= 0) & (offset < size)
 

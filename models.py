@@ -135,7 +135,7 @@ class ConvStage(nn.Sequential):
         super().__init__(
             conv(in_channels, out_channels, *args, bias=norm == "none", **kwargs),
             normalize(out_channels),
-            nn.ReLU(inplace=True),
+            nn.ReLU(),
         )
 
 

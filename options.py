@@ -79,8 +79,8 @@ class CommonOptions:
     cache_gb: float = option(
         4.0, "keep the decoded images in memory up to this many GB; stream larger sets from disk", "Data",
         at_least=0, resumable=True)
-    num_workers: int = option(
-        2, "threads that decode the images, or processes that stream them", "Data", at_least=0, resumable=True)
+    num_workers: int | None = option(
+        None, "threads that decode images; default: one per core", "Data", at_least=0, resumable=True)
 
     norm: str = option("instance", "normalization in G and D", "Networks", choices=("instance", "batch", "none"))
     spectral_norm: bool = option(False, "spectral normalization of D's convolutions", "Networks")
@@ -173,7 +173,7 @@ class VanillaOptions(CommonOptions):
     # fmt: off
     data: str | None = option(
         None, "folder of images, or a name below data/; default: the embedded toy cats", "Data", metavar="FOLDER")
-    num_epochs: int = option(200, "passes over the images", "Training", at_least=1, resumable=True)
+    num_epochs: int = option(100, "passes over the images", "Training", at_least=1, resumable=True)
     conv_dim: int = option(32, "channels of the layers next to the image", "Networks", at_least=1)
     noise_size: int = option(100, "length of the latent z", "Networks", at_least=1)
     disc: str = option(

@@ -345,7 +345,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def draw_losses(rows: list[dict[str, float]], panels: dict[str, list[str]], title: str) -> Any:
-    """Return a matplotlib figure of the rows of losses.csv, a panel per title: raw values faint, smoothed ones strong."""
+    """Return a matplotlib figure of the rows of losses.csv, a panel per title: raw values faint, smoothed strong."""
     from matplotlib.figure import Figure  # here, because it takes its time to import
 
     steps = np.array([row["step"] for row in rows])

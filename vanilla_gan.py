@@ -11,6 +11,7 @@ Ctrl-C stops after the current iteration, saves, and prints how to go on.
 """
 
 import sys
+from pathlib import Path
 
 from options import VanillaOptions, parse_command_line
 
@@ -22,14 +23,14 @@ if __name__ == "__main__":  # before torch loads, so that --help and a mistyped 
 import torch
 from torch import Tensor, nn
 
-from data.toy_cats import ensure_toy_cats
+from data.toy_cats import default_root, ensure_toy_cats
 from data_loader import ImageBatches, find_folder, hold_out, list_images
 from diff_augment import diff_augment
 from losses import GAN_MODES
 from models import DISCRIMINATORS, DCGenerator
 from runs import Run
 from trainer import State, make_state, train
-from utils import count_parameters, descend, grid_columns, image_grid, run_main, set_up
+from utils import UserError, count_parameters, descend, grid_columns, image_grid, run_main, set_up
 
 PANELS = {"": ["D_real", "D_fake", "D_total", "G"]}
 
@@ -93,6 +94,14 @@ def draw_samples(state: State, options: VanillaOptions) -> dict[str, Tensor]:
     return {"sample": image_grid(images, columns)}
 
 
+def toy_cats(image_size: int) -> Path:
+    """Return the root of the embedded data set, drawn at `image_size` on first use."""
+    try:
+        return ensure_toy_cats(default_root(image_size), image_size)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--data: the toy cats could not be drawn ({error}); give a folder of images") from None
+
+
 def main(request: VanillaOptions) -> int:
     """Train as the command line says; return the exit code."""
     # Find the run to go on with, if one is named: its options count. Choose the device and seed everything.
@@ -100,7 +109,7 @@ def main(request: VanillaOptions) -> int:
     device, precision = set_up(options.device, options.amp, options.seed, options.deterministic)
 
     # Decode the images.
-    folder = find_folder(options.data) if options.data else ensure_toy_cats(options.image_size) / "trainB"
+    folder = find_folder(options.data) if options.data else toy_cats(options.image_size) / "trainB"
     files, held_out = hold_out(list_images(folder, options.ext), options.test_split)
     images = ImageBatches(
         files, options.image_size, options.data_aug, options.batch_size, options.seed, device, options.cache_gb,

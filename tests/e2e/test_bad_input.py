@@ -1,0 +1,144 @@
+"""Each mistake ends with one line on stderr that names flag, value and remedy, exit code 2, and nothing written."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import command, resume, train
+from utils import run_main
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture
+def world(tmp_path, photos):
+    """Folders to make mistakes with."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_text("not an image")
+    (tmp_path / "file").touch()
+    (tmp_path / "runs" / "taken").mkdir(parents=True)
+    (tmp_path / "runs" / "taken" / "thesis.txt").write_text("precious")
+    return tmp_path
+
+
+MISTAKES = {
+    "missing folder": (["--data={tmp}/nowhere"], ["--data", "nowhere", "give a folder"]),
+    "empty folder": (["--data={tmp}/empty"], ["--data", "empty", ".png", ".webp"]),
+    "file for a folder": (["--data={tmp}/file"], ["--data", "file", "give the folder"]),
+    "only unreadable images": (["--data={tmp}/broken"], ["broken", "a.png", ".png"]),
+    "no file of that ending": (["--ext=bmp"], ["photos", ".bmp"]),
+    "unknown ending": (["--ext=gif"], ["--ext", "gif", "png"]),
+    "image size": (["--image_size=100"], ["image_size", "100", "32, 64, 128, 256"]),
+    "flag value": (["--disc=cycle"], ["disc", "cycle", "dc, patch"]),
+    "negative": (["--conv_dim=-3"], ["--conv_dim", "-3", "at least 1"]),
+    "zero": (["--train_iters=0"], ["--train_iters", "0", "at least 1"]),
+    "taken name": (["--name=taken"], ["--name", "taken", "--resume", "another name"]),
+    "name outside": (["--name=../x"], ["--name", "../x"]),
+    "unwritable runs": (["--checkpoint_dir={tmp}/file/runs"], ["--checkpoint_dir", "file"]),
+    "unwritable grids": (["--sample_dir={tmp}/file"], ["--sample_dir", "file"]),
+    "policy": (["--use_diffaug=colour"], ["--use_diffaug", "colour", "color,translation,cutout"]),
+    "fp16 on a CPU": (["--amp=fp16"], ["--amp", "fp16", "bf16"]),
+    "hold out all": (["--test_split=0.99"], ["--test_split", "0.99", "smaller"]),
+    "resume no run": (["--resume={tmp}/empty"], ["--resume", "empty", "no run folder"]),
+    "resume nothing": (["--resume"], ["--resume", "RUN_FOLDER"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake(mistake, world, capsys):
+    arguments, words = MISTAKES[mistake]
+    flags = [f"--data={world / 'photos'}", f"--checkpoint_dir={world / 'runs'}"]
+    before = snapshot(world)
+    code = train(*flags, "--train_iters=1", *[argument.format(tmp=world) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert code == 2 and out == "" and err.count("\n") == 1 and err.startswith("vanilla_gan.py: error: "), err
+    assert all(word in err for word in words), err
+    assert snapshot(world) == before
+
+
+def test_mistake_on_the_command_line(tmp_path):
+    """The same through the shell: no traceback, exit code 2."""
+    script = Path(__file__).parent.parent.parent / "vanilla_gan.py"
+    result = command(script, "--data", str(tmp_path / "nowhere"), "--checkpoint_dir", str(tmp_path / "runs"))
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "nowhere" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def finished(tmp_path, photos):
+    """A run with checkpoints at 1 and 2."""
+    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--name=run"]
+    assert train(*flags, "--train_iters=2", "--checkpoint_every=1", "--log_step=1") == 0
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--lr=0.5"], ["--lr", "0.0005", "0.5", "new run"]),
+        (["--image_size=64"], ["--image_size", "32", "64"]),
+        (["--use_diffaug"], ["--use_diffaug", "''", "color,translation,cutout"]),
+        (["--preset=hasey"], ["--preset", "None", "hasey"]),
+    ],
+)
+def test_resume_with_other_options(finished, capsys, arguments, words):
+    capsys.readouterr()
+    before = snapshot(finished)
+    assert resume(f"--resume={finished}", "--train_iters=3", *arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and all(word in err for word in words), err
+    assert snapshot(finished) == before
+
+
+def test_resume_after_the_images_changed(finished, photos, capsys):
+    (photos / "3.png").rename(photos / "33.png")
+    assert resume(f"--resume={finished}", "--train_iters=3") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "1 new, 1 gone" in err
+
+
+def test_resume_from_a_newer_format(finished, capsys):
+    path = finished / "checkpoint-000002.pt"
+    torch.save({**torch.load(path, weights_only=True), "format": 999}, path)
+    before = snapshot(finished)
+    assert resume(f"--resume={finished}", "--train_iters=3") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "format 999" in err and "update" in err
+    assert snapshot(finished) == before
+
+
+def test_resume_of_another_script_or_a_newer_program(finished, capsys):
+    path = finished / "options.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps({**saved, "script": "cycle_gan.py"}))
+    assert resume(f"--resume={finished}") == 2
+    assert "is a run of cycle_gan.py" in capsys.readouterr().err
+    path.write_text(json.dumps({**saved, "options": {**saved["options"], "magic": 1}}))
+    assert resume(f"--resume={finished}") == 2
+    assert "'magic' is unknown" in capsys.readouterr().err
+
+
+def test_resume_without_any_complete_checkpoint(finished, capsys):
+    for path in finished.glob("checkpoint-*.pt"):
+        path.write_bytes(path.read_bytes()[:1000])
+    assert resume(f"--resume={finished}") == 2
+    assert "no complete checkpoint" in capsys.readouterr().err
+
+
+def test_resume_moved_folder(finished, tmp_path):
+    """A run that was moved and renamed goes on where it is now."""
+    shutil.move(finished, tmp_path / "moved")
+    assert resume(f"--resume={tmp_path / 'moved'}", "--train_iters=3") == 0
+    assert (tmp_path / "moved" / "checkpoint-000003.pt").exists() and not finished.exists()
+
+
+def test_the_check_of_nothing_written_can_fail(world):
+    before = snapshot(world)
+    assert run_main(lambda: (world / "new").write_text("x"), "prog") == 1
+    assert snapshot(world) != before

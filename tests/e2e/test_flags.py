@@ -1,0 +1,158 @@
+"""Every flag changes what it says it changes: each is given to a short training, and the run folder must show it."""
+
+import pytest
+import torch
+from PIL import Image
+
+from options import VanillaOptions, option_fields
+from tests.conftest import FinishedRun, assert_same
+
+
+def G(run: FinishedRun, key: str) -> torch.Tensor:
+    return run.checkpoint()["networks"]["G"][key]
+
+
+def lrs(run: FinishedRun) -> list[float]:
+    return [float(row["lr"]) for row in run.rows()]
+
+
+def betas(run: FinishedRun) -> tuple[float, float]:
+    return run.checkpoint()["optimizers"]["D"]["param_groups"][0]["betas"]
+
+
+def size(run: FinishedRun, name: str) -> tuple[int, int]:
+    return Image.open(run.folder / "samples" / name).size
+
+
+def first_loss(run: FinishedRun, name: str) -> float:
+    return float(run.rows()[0][name])
+
+
+# Flag -> (arguments, what the run with them must show and the run without must not).
+FLAGS = {
+    "image_size": (["--image_size=64"], lambda r: size(r, "sample-000000.png") == (8 * 66 + 2, 8 * 66 + 2)),
+    "data_aug": (["--data_aug=deluxe"], lambda r: "35x35" in r.log),
+    "ext": (["--ext=jpg"], lambda r: r.data["train"] == ["10.jpg"]),
+    "test_split": (["--test_split=0.5"], lambda r: len(r.data["test"]) == 5 and len(r.data["train"]) == 6),
+    "cache_gb": (["--cache_gb=0"], lambda r: "streamed from disk" in r.log),
+    "norm": (["--norm=batch"], lambda r: "layers.0.1.running_mean" in r.checkpoint()["networks"]["G"]),
+    "spectral_norm": (
+        ["--spectral_norm"],
+        lambda r: "layers.0.0.parametrizations.weight.original" in r.checkpoint()["networks"]["D"]
+        and not any("parametrizations" in key for key in r.checkpoint()["networks"]["G"]),
+    ),
+    "init_type": (["--init_type=normal"], lambda r: G(r, "layers.3.weight").abs().max() < 0.15),
+    "gan_mode": (["--gan_mode=hinge"], lambda r: first_loss(r, "D_real") + first_loss(r, "D_fake") > 1.7),
+    "train_iters": (["--train_iters=3"], lambda r: r.steps("checkpoint-*.pt") == [3]),
+    "num_epochs": (["--num_epochs=2"], lambda r: r.options["num_epochs"] == 2),
+    "batch_size": (["--batch_size=16"], lambda r: "Warning: 11 images make less than a batch of 16" in r.log),
+    "lr": (["--lr=0.125"], lambda r: lrs(r) == [0.125] * 2),
+    "beta1": (["--beta1=0.25"], lambda r: betas(r)[0] == 0.25),
+    "beta2": (["--beta2=0.75"], lambda r: betas(r)[1] == 0.75),
+    "lr_policy": (["--lr_policy=cosine"], lambda r: lrs(r) == pytest.approx([5e-4, 2.5e-4])),
+    "ema_decay": (["--ema_decay=0"], lambda r: r.checkpoint()["ema"] == {}),
+    "log_step": (["--log_step=2"], lambda r: [row["step"] for row in r.rows()] == ["2"]),
+    "sample_every": (["--sample_every=1"], lambda r: r.steps("samples/sample-*.png") == [0, 1, 2]),
+    "checkpoint_every": (["--checkpoint_every=1"], lambda r: r.steps("checkpoint-*.pt") == [1, 2]),
+    "conv_dim": (["--conv_dim=3"], lambda r: G(r, "layers.3.weight").shape == (3, 3, 3, 3)),
+    "noise_size": (["--noise_size=9"], lambda r: G(r, "layers.0.0.weight").shape[1] == 9),
+    "disc": (["--disc=patch"], lambda r: "layers.3.0.weight" not in r.checkpoint()["networks"]["D"]
+             and r.checkpoint()["networks"]["D"]["layers.3.weight"].shape[1] == 8),
+    "upsample": (["--upsample=deconv"], lambda r: G(r, "layers.1.0.weight").shape[-1] == 4),
+    "checkpoint_dir": (["--checkpoint_dir={tmp}/elsewhere"], lambda r: r.folder.parent.name == "elsewhere"),
+    "name": (["--name=other"], lambda r: r.folder.name == "other"),
+    "preset": (["--preset=hasey"], lambda r: r.options["upsample"] == "deconv" and r.options["norm"] == "batch"),
+    "data": (["--data={tmp}/more"], lambda r: r.data["folder"].endswith("more") and r.data["train"] == ["0.png"]),
+}  # fmt: skip
+
+# Flags whose result is the same kind of thing but other numbers, or that other tests cover.
+ELSEWHERE = {
+    "use_diffaug": "test_diffaug_is_what_D_sees",
+    "seed": "test_seed",
+    "sample_dir": "test_sample_dir",
+    "resume": "tests/e2e/test_resume.py",
+    "num_workers": "tests/unit/test_data_loader.py",
+    "device": "tests/unit/test_utils.py",
+    "amp": "test_amp",
+    "compile": "tests/unit/test_trainer.py",
+    "deterministic": "test_deterministic",
+}
+
+
+def test_every_flag_is_covered():
+    assert set(FLAGS) | set(ELSEWHERE) == {field.name for field in option_fields(VanillaOptions)}
+
+
+@pytest.fixture
+def more_photos(photos, tmp_path):
+    """A JPEG among the PNGs of `photos`, and a second folder of one image."""
+    Image.open(photos / "0.png").save(photos / "10.jpg")
+    (tmp_path / "more").mkdir()
+    Image.open(photos / "0.png").save(tmp_path / "more" / "0.png")
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_flag(flag, run_once, more_photos, tmp_path):
+    arguments, shows = FLAGS[flag]
+    name = "other" if flag == "name" else "with"
+    changed = run_once(*[argument.format(tmp=tmp_path) for argument in arguments], name=name)
+    assert shows(changed)
+    assert not shows(run_once(name="without"))
+
+
+def test_num_epochs_counts_images(photos, tmp_path):
+    """3 passes over 10 images in batches of 4 are 8 iterations; --train_iters would win."""
+    from tests.conftest import train
+
+    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}"]
+    assert train(*flags, "--num_epochs=3", "--name=epochs") == 0
+    assert FinishedRun(tmp_path / "epochs").steps("checkpoint-*.pt") == [8]
+    assert train(*flags, "--num_epochs=3", "--train_iters=1", "--name=iterations") == 0
+    assert FinishedRun(tmp_path / "iterations").steps("checkpoint-*.pt") == [1]
+
+
+def test_sample_dir(run_once, tmp_path):
+    run = run_once(f"--sample_dir={tmp_path / 'grids'}")
+    assert not list(run.folder.glob("**/*.png")) or [p.name for p in run.folder.glob("**/*.png")] == ["losses.png"]
+    names = sorted(path.name for path in (tmp_path / "grids" / "run").iterdir())
+    assert names == ["real-000000.png", "sample-000000.png", "sample-000002.png"]
+
+
+def test_diffaug_is_what_D_sees(run_once, monkeypatch):
+    """With a policy, both updates pass real and generated images through it; without one, none."""
+    import vanilla_gan
+
+    seen = []
+    real = vanilla_gan.diff_augment
+    monkeypatch.setattr(vanilla_gan, "diff_augment", lambda x, policy: seen.append((policy, real(x, policy) is x)) or x)
+    run_once("--use_diffaug=color,cutout", name="with")
+    assert seen == [("color,cutout", False)] * 6  # two iterations: D on real, D on fake, G
+    seen.clear()
+    run_once(name="without")
+    assert seen == [("", True)] * 6
+
+
+def test_seed(run_once):
+    one, same, other = run_once(name="one"), run_once("--seed=11", name="same"), run_once("--seed=12", name="other")
+    assert_same(one.checkpoint()["networks"], same.checkpoint()["networks"])
+    assert (one.folder / "losses.csv").read_bytes() == (same.folder / "losses.csv").read_bytes()
+    assert not torch.equal(G(one, "layers.3.weight"), G(other, "layers.3.weight"))
+    for kind in ("real", "sample"):  # order and augmentation of the data, and the latents
+        pictures = [(run.folder / "samples" / f"{kind}-000000.png").read_bytes() for run in (one, same, other)]
+        assert pictures[0] == pictures[1] != pictures[2]
+
+
+def test_amp(run_once):
+    """bf16 computes the same to three digits, not to six; weights and losses stay float32."""
+    full, half = run_once(name="full"), run_once("--amp=bf16", name="half")
+    assert first_loss(half, "D_total") != first_loss(full, "D_total")
+    assert first_loss(half, "D_total") == pytest.approx(first_loss(full, "D_total"), rel=0.05)
+    assert G(half, "layers.3.weight").dtype is torch.float32
+
+
+def test_deterministic(run_once):
+    try:
+        run_once("--deterministic")
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -1,0 +1,127 @@
+"""N iterations, a stop, and M more equal N + M iterations bit for bit."""
+
+import json
+import signal
+
+import pytest
+import torch
+
+import vanilla_gan
+from tests.conftest import FinishedRun, assert_same, resume, train
+
+N, M = 5, 4  # the stop is on no multiple of log_step, sample_every or checkpoint_every
+
+CADENCE = ["--log_step=3", "--sample_every=4", "--checkpoint_every=4"]
+CASES = {
+    "default": [],
+    "everything": [
+        "--data_aug=deluxe", "--use_diffaug", "--spectral_norm", "--norm=batch", "--upsample=deconv", "--disc=patch",
+    ],
+    "streaming": ["--cache_gb=0", "--data_aug=deluxe_autocontrast", "--gan_mode=hinge"],
+    "no average": ["--ema_decay=0", "--batch_size=16", "--lr_policy=linear", "--init_type=normal"],
+    "bf16": ["--amp=bf16", "--lr_policy=cosine", "--gan_mode=vanilla"],
+}  # fmt: skip
+
+
+def stop_at(monkeypatch, step: int, number: signal.Signals) -> None:
+    """Have a signal arrive in the middle of an iteration."""
+    real = vanilla_gan.train_step
+
+    def train_step(state, batch, options):
+        losses = real(state, batch, options)
+        if state.step == step - 1:
+            signal.raise_signal(number)
+        return losses
+
+    monkeypatch.setattr(vanilla_gan, "train_step", train_step)
+
+
+def assert_same_runs(a: FinishedRun, b: FinishedRun) -> None:
+    """Assert that the final states, the losses and all grids that both have are equal to the last bit."""
+    one, other = a.checkpoint(), b.checkpoint()
+    for part in one:
+        if part != "options":
+            assert_same(one[part], other[part], part)
+    assert (a.folder / "losses.csv").read_bytes() == (b.folder / "losses.csv").read_bytes()
+    names = {path.name for path in (a.folder / "samples").iterdir()}
+    assert names <= {path.name for path in (b.folder / "samples").iterdir()}
+    for name in names:
+        assert (a.folder / "samples" / name).read_bytes() == (b.folder / "samples" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stopped_by_a_signal(case, photos, tmp_path, monkeypatch):
+    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", f"--train_iters={N + M}", *CADENCE, *CASES[case]]
+    assert train(*flags, "--name=whole") == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, N, signal.SIGTERM)
+        assert train(*flags, "--name=parts") == 128 + signal.SIGTERM
+    parts = FinishedRun(tmp_path / "parts")
+    assert parts.steps("checkpoint-*.pt") == [4, N], "the iteration was finished and saved"
+    assert f"--resume {tmp_path / 'parts'}" in parts.log
+    torch.manual_seed(999)  # whatever this process drew since must not matter
+    assert resume(f"--resume={tmp_path / 'parts'}") == 0
+    assert_same_runs(FinishedRun(tmp_path / "whole"), FinishedRun(tmp_path / "parts"))
+
+
+def test_lengthened(photos, tmp_path):
+    """A run that ended goes on with a larger --train_iters, named by --name or by its folder."""
+    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", *CADENCE]
+    assert train(*flags, "--name=whole", f"--train_iters={N + M}") == 0
+    assert train(*flags, "--name=parts", f"--train_iters={N}") == 0
+    assert resume("--resume", "--name=parts", f"--checkpoint_dir={tmp_path}", f"--train_iters={N + M}") == 0
+    parts = FinishedRun(tmp_path / "parts")
+    assert_same_runs(FinishedRun(tmp_path / "whole"), parts)
+    assert parts.options["train_iters"] == N + M
+    assert len(json.loads((parts.folder / "environment.json").read_text())) == 2
+
+
+@pytest.mark.parametrize("forgotten", ["random generator", "optimizer", "data order", "sums"])
+def test_the_comparison_would_notice(forgotten, photos, tmp_path, monkeypatch):
+    """Controls: a resumption that forgets one part of the state ends elsewhere."""
+    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--use_diffaug", *CADENCE]
+    assert train(*flags, "--name=whole", f"--train_iters={N + M}") == 0
+    assert train(*flags, "--name=parts", f"--train_iters={N}") == 0
+    if forgotten == "random generator":
+        monkeypatch.setattr(torch, "set_rng_state", lambda state: None)
+    elif forgotten == "optimizer":
+        monkeypatch.setattr(torch.optim.Adam, "load_state_dict", lambda self, state: None)
+    elif forgotten == "data order":
+        real = vanilla_gan.ImageBatches.indices
+        monkeypatch.setattr(vanilla_gan.ImageBatches, "indices", lambda self, step: real(self, step - N))
+    else:
+        monkeypatch.setattr("trainer.State.load", forget_sums(vanilla_gan.State.load))
+    assert resume(f"--resume={tmp_path / 'parts'}", f"--train_iters={N + M}") == 0
+    with pytest.raises(AssertionError):
+        assert_same_runs(FinishedRun(tmp_path / "whole"), FinishedRun(tmp_path / "parts"))
+
+
+def forget_sums(load):
+    def load_without_sums(self, checkpoint):
+        load(self, checkpoint)
+        self.sums, self.summed = {}, 0
+
+    return load_without_sums
+
+
+def test_nothing_to_do(photos, tmp_path, capsys):
+    assert train(f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--name=x", "--train_iters=2") == 0
+    before = (tmp_path / "x" / "checkpoint-000002.pt").read_bytes()
+    assert resume(f"--resume={tmp_path / 'x'}") == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert (tmp_path / "x" / "checkpoint-000002.pt").read_bytes() == before
+
+
+def test_stop_before_the_first_iteration(photos, tmp_path, monkeypatch):
+    """A signal while the first grids are drawn leaves a run that can be resumed, and equals one that never stopped."""
+    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--train_iters=2", "--log_step=1"]
+    assert train(*flags, "--name=whole") == 0
+    with monkeypatch.context() as patch:
+        real = vanilla_gan.draw_samples
+        patch.setattr(
+            vanilla_gan, "draw_samples", lambda *a: signal.raise_signal(signal.SIGINT) or real(*a)
+        )  # fmt: skip
+        assert train(*flags, "--name=parts") == 130
+    assert FinishedRun(tmp_path / "parts").steps("checkpoint-*.pt") == [0]
+    assert resume(f"--resume={tmp_path / 'parts'}") == 0
+    assert_same_runs(FinishedRun(tmp_path / "whole"), FinishedRun(tmp_path / "parts"))

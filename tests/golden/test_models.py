@@ -1,0 +1,99 @@
+"""The fused layers against the plain ones that they replace, in float64, and wrong variants that must be rejected."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import models
+from models import DCGenerator, LatentConv, UpConv, merge_upsample_into_kernel
+
+
+def gradients(forward, x, weight, bias):
+    """Return output, and gradients of a fixed weighting of it, for input, weight and bias."""
+    x, weight, bias = (t.clone().requires_grad_() for t in (x, weight, bias))
+    out = forward(x, weight, bias)
+    mask = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).sin().view_as(out)
+    return out.detach(), *torch.autograd.grad((out * mask).sum(), (x, weight, bias))
+
+
+def upsample_then_conv(x, weight, bias, padding_mode):
+    up = nn.Upsample(scale_factor=2, mode="nearest")(x)
+    mode = "constant" if padding_mode == "zeros" else padding_mode
+    return F.conv2d(F.pad(up, (1, 1, 1, 1), mode=mode), weight, bias)
+
+
+def up_conv(x, weight, bias, padding_mode):
+    layer = UpConv(weight.shape[1], weight.shape[0], bias=True, padding_mode=padding_mode)
+    return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, x)
+
+
+@pytest.fixture
+def tensors():
+    generator = torch.Generator().manual_seed(0)
+    shapes = (2, 3, 5, 6), (4, 3, 3, 3), (4,)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect"])
+def test_up_conv_equals_upsample_then_conv(tensors, padding_mode):
+    fused = gradients(lambda *t: up_conv(*t, padding_mode), *tensors)
+    plain = gradients(lambda *t: upsample_then_conv(*t, padding_mode), *tensors)
+    for name, a, b in zip(("output", "input", "weight", "bias"), fused, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
+
+
+WRONG_TAPS = {
+    "reversed": [[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]],
+    "not merged": [[0, 0, 1], [0, 1, 0], [0, 1, 0], [1, 0, 0]],
+    "one off": [[0, 1, 1], [0, 0, 1], [1, 0, 0], [1, 1, 0]],
+}
+
+
+@pytest.mark.parametrize("name", WRONG_TAPS)
+def test_wrong_taps_are_rejected(tensors, monkeypatch, name):
+    monkeypatch.setattr(models, "_MERGE_TAPS", torch.tensor(WRONG_TAPS[name], dtype=torch.float64))
+    fused = gradients(lambda *t: up_conv(*t, "zeros"), *tensors)
+    plain = gradients(lambda *t: upsample_then_conv(*t, "zeros"), *tensors)
+    for a, b in zip(fused[:3], plain[:3], strict=True):  # output, input gradient, weight gradient
+        assert (a - b).abs().max() > 0.1
+
+
+def test_merged_kernel_of_ones_counts_the_shared_taps():
+    per_axis = torch.tensor([1.0, 2.0, 2.0, 1.0])
+    assert torch.equal(merge_upsample_into_kernel(torch.ones(1, 1, 3, 3))[0, 0], per_axis[:, None] * per_axis)
+
+
+def test_latent_conv_equals_padded_conv():
+    generator = torch.Generator().manual_seed(0)
+    z, weight, bias = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((3, 5, 1, 1), (7, 5, 4, 4), (7,))
+    )
+    layer = LatentConv(5, 7, bias=True)
+    fused = gradients(lambda z, w, b: torch.func.functional_call(layer, {"weight": w, "bias": b}, z), z, weight, bias)
+    plain = gradients(lambda z, w, b: F.conv2d(z, w, b, padding=3), z, weight, bias)
+    for a, b in zip(fused, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    wrong = gradients(lambda z, w, b: F.conv2d(z, w.flip(2, 3), b, padding=3), z, weight, bias)  # taps not reversed
+    assert (fused[0] - wrong[0]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("image_size", [64, 256])
+def test_generator_equals_the_textbook_network(image_size):
+    """The whole generator against the same weights in nn.Upsample, nn.Conv2d, nn.InstanceNorm2d and nn.ReLU."""
+    torch.manual_seed(0)
+    G = DCGenerator(image_size, conv_dim=2, noise_size=5).double()
+    plain = []
+    for layer in G.modules():
+        if isinstance(layer, nn.Conv2d):
+            padding = 3 if isinstance(layer, LatentConv) else 1
+            copy = nn.Conv2d(
+                layer.in_channels, layer.out_channels, layer.kernel_size, padding=padding,
+                padding_mode=layer.padding_mode, bias=layer.bias is not None, dtype=torch.float64,
+            )  # fmt: skip
+            copy.load_state_dict(layer.state_dict())
+            plain += [nn.Upsample(scale_factor=2)] * isinstance(layer, UpConv) + [copy]
+        elif isinstance(layer, nn.InstanceNorm2d):
+            plain += [nn.InstanceNorm2d(layer.num_features), nn.ReLU()]
+    z = torch.rand(2, 5, 1, 1, dtype=torch.float64) * 2 - 1
+    torch.testing.assert_close(G(z), torch.tanh(nn.Sequential(*plain)(z)), rtol=1e-9, atol=1e-9)

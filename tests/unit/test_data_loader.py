@@ -1,0 +1,220 @@
+"""Finding, decoding and batching images."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data_loader
+from data_loader import EXTENSIONS, ImageBatches, decode, find_folder, hold_out, list_images, to_rgb
+from tests.conftest import make_photo
+from utils import UserError
+
+CPU = torch.device("cpu")
+
+
+def batches(files, **changes):
+    settings = {"image_size": 32, "data_aug": "basic", "batch_size": 4, "seed": 11, "device": CPU}
+    return ImageBatches(files, **{**settings, **changes})
+
+
+# ---- Files
+
+
+def test_find_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_loader, "_DATA_ROOT", tmp_path)
+    (tmp_path / "cat" / "b").mkdir(parents=True)
+    assert find_folder("cat/b") == tmp_path / "cat" / "b"
+    assert find_folder(str(tmp_path / "cat")) == tmp_path / "cat"
+    (tmp_path / "file.png").touch()
+    with pytest.raises(UserError, match=r"--data: .*file\.png is a file; give the folder"):
+        find_folder("file.png")
+    with pytest.raises(UserError, match=r"--X: there is no folder dog"):
+        find_folder("dog", flag="--X")
+
+
+def test_list_images(tmp_path):
+    for name in ("b.PNG", "a.jpg", "c.webp", "d.tiff", "e.bmp", "f.jpeg", "notes.txt", ".hidden.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    assert [path.name for path in list_images(tmp_path)] == ["a.jpg", "b.PNG", "c.webp", "d.tiff", "e.bmp", "f.jpeg"]
+    for ext in ("png", ".png", "*.png", "PNG"):
+        assert [path.name for path in list_images(tmp_path, ext)] == ["b.PNG"]
+    with pytest.raises(UserError, match=r"--ext: 'gif' is unknown; choose from png"):
+        list_images(tmp_path, "gif")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError) as error:
+        list_images(tmp_path / "empty")
+    assert str(tmp_path / "empty") in str(error.value) and all(ext in str(error.value) for ext in EXTENSIONS)
+
+
+def test_hold_out(photos):
+    files = list_images(photos)
+    train, test = hold_out(files, 0.3)
+    assert len(test) == 3 and sorted(train + test) == files and (train, test) == hold_out(files, 0.3)
+    assert hold_out(files, 0.0) == (files, [])
+    with pytest.raises(UserError, match="--test_split"):
+        hold_out(files[:2], 0.9)
+
+
+# ---- Decoding
+
+
+@pytest.mark.parametrize("ext", [ext for ext in EXTENSIONS if ext not in (".jpg", ".jpeg")])
+def test_formats(tmp_path, ext):
+    photo = make_photo((32, 32), 0)
+    photo.save(tmp_path / f"x{ext}", **({"lossless": True} if ext == ".webp" else {}))
+    assert np.array_equal(decode(tmp_path / f"x{ext}", 32).permute(1, 2, 0).numpy(), np.asarray(photo))
+
+
+def test_jpeg(tmp_path):
+    photo = make_photo((32, 32), 0)
+    photo.save(tmp_path / "x.jpg", quality=95)
+    difference = decode(tmp_path / "x.jpg", 32).permute(1, 2, 0).numpy().astype(float) - np.asarray(photo)
+    assert np.abs(difference).mean() < 5
+
+
+def pixel(image):
+    """The color of the upper left pixel after conversion."""
+    converted = to_rgb(image)
+    assert converted.mode == "RGB"
+    return converted.getpixel((0, 0))
+
+
+def test_modes():
+    assert pixel(Image.new("L", (2, 2), 100)) == (100, 100, 100)
+    assert pixel(Image.new("1", (2, 2), 1)) == (255, 255, 255)
+    assert pixel(Image.new("RGB", (2, 2), (1, 2, 3))) == (1, 2, 3)
+    assert pixel(Image.new("CMYK", (2, 2), (0, 255, 255, 0))) == (255, 0, 0)
+    palette = Image.new("P", (2, 2), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    assert pixel(palette) == (10, 20, 30)
+
+
+def test_alpha_is_composed_on_white():
+    assert pixel(Image.new("RGBA", (2, 2), (255, 0, 0, 0))) == (255, 255, 255)
+    assert pixel(Image.new("RGBA", (2, 2), (255, 0, 0, 255))) == (255, 0, 0)
+    assert pixel(Image.new("RGBA", (2, 2), (0, 0, 0, 51))) == (204, 204, 204)
+    assert pixel(Image.new("LA", (2, 2), (0, 51))) == (204, 204, 204)
+    see_through = Image.new("P", (2, 2), 1)
+    see_through.putpalette([0, 0, 0, 10, 20, 30])
+    see_through.info["transparency"] = 1
+    assert pixel(see_through) == (255, 255, 255)
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    values = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "x.png")
+    found = decode(tmp_path / "x.png", 32)[0].numpy()
+    assert np.abs(found - values / 257.0).max() <= 0.51 and len(np.unique(found)) == 256
+
+
+def test_exif_rotation(tmp_path):
+    photo = make_photo((32, 48), 0)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    photo.save(tmp_path / "turned.png", exif=exif)
+    photo.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "upright.png")
+    assert torch.equal(decode(tmp_path / "turned.png", 32), decode(tmp_path / "upright.png", 32))
+
+
+def test_resize_then_center_crop(tmp_path):
+    photo = make_photo((100, 50), 3)
+    photo.save(tmp_path / "wide.png")
+    expected = photo.resize((64, 32), Image.Resampling.BICUBIC).crop((16, 0, 48, 32))
+    assert np.array_equal(decode(tmp_path / "wide.png", 32).permute(1, 2, 0).numpy(), np.asarray(expected))
+
+
+# ---- Batches
+
+
+def test_batch_shape_and_range(photos):
+    for name in data_loader.AUGMENTATIONS:
+        x = batches(list_images(photos), data_aug=name).batch(0)
+        assert x.shape == (4, 3, 32, 32) and x.dtype == torch.float32 and x.min() >= -1 - 1e-6 and x.max() <= 1 + 1e-6
+
+
+def test_order_is_a_function_of_seed_and_step(photos):
+    files = list_images(photos)
+    one, again, other = batches(files), batches(files), batches(files, seed=12)
+    assert [one.indices(t).tolist() for t in range(20)] == [again.indices(t).tolist() for t in range(20)]
+    assert one.indices(7).tolist() == again.indices(7).tolist(), "not of the steps before"
+    assert [one.indices(t).tolist() for t in range(20)] != [other.indices(t).tolist() for t in range(20)]
+
+
+def test_every_pass_shows_every_image_once(photos):
+    images = batches(list_images(photos), batch_size=4)  # 10 images: passes end within batches
+    sequence = np.concatenate([images.indices(t) for t in range(15)]).reshape(6, 10)
+    assert all(sorted(one_pass.tolist()) == list(range(10)) for one_pass in sequence)
+    assert len({tuple(one_pass.tolist()) for one_pass in sequence}) == 6, "each pass has an order of its own"
+    assert images.iterations(3) == 8 and images.iterations(2) == 5
+
+
+def test_fewer_images_than_a_batch(photos):
+    images = batches(list_images(photos)[:3], batch_size=8)
+    assert np.bincount(images.indices(0), minlength=3).min() >= 2
+    assert images.batch(0).shape[0] == 8
+    assert any(line.startswith("Warning: 3 images make less than a batch of 8") for line in images.describe())
+    assert not any("Warning" in line for line in batches(list_images(photos)).describe())
+
+
+@pytest.mark.parametrize("num_workers", [1, 4])
+@pytest.mark.parametrize("data_aug", data_loader.AUGMENTATIONS)
+def test_streamed_batches_equal_cached_ones(photos, data_aug, num_workers):
+    files = list_images(photos)
+    cached = batches(files, data_aug=data_aug)
+    streamed = batches(files, data_aug=data_aug, cache_gb=0, num_workers=num_workers)
+    assert cached.is_cached and not streamed.is_cached and streamed.images.numel() == 0
+    for step in (0, 1, 2, 7, 8, 3):  # onwards, ahead and back
+        torch.manual_seed(step)
+        expected = cached.batch(step)
+        torch.manual_seed(step)
+        assert torch.equal(streamed.batch(step), expected), step
+
+
+def test_cache_limit_counts_bytes(photos):
+    files = list_images(photos)
+    assert batches(files, cache_gb=(10 * 3 * 32 * 32 + 1) / 1e9).is_cached
+    assert not batches(files, cache_gb=(10 * 3 * 32 * 32 - 1) / 1e9).is_cached
+    assert not batches(files, data_aug="deluxe", cache_gb=(10 * 3 * 32 * 32 + 1) / 1e9).is_cached
+
+
+@pytest.mark.parametrize("cache_gb", [4.0, 0.0])
+def test_broken_images_are_skipped_and_named(photos, cache_gb):
+    (photos / "4.png").write_bytes((photos / "4.png").read_bytes()[:200])  # truncated: its header is fine
+    (photos / "7.png").write_text("not an image")
+    images = batches(list_images(photos), cache_gb=cache_gb)
+    assert len(images) == 8 and {path.name for path in images.skipped} == {"4.png", "7.png"}
+    text = "\n".join(images.describe())
+    assert "Warning: 2 of 10 images are not readable" in text and "4.png" in text and "7.png" in text
+    images.batch(0)
+    if cache_gb:  # the others keep their place
+        for path, image in zip(images.files, images.images, strict=True):
+            assert torch.equal(image, decode(path, 32))
+
+
+def test_only_broken_images(tmp_path):
+    for name in ("a.png", "b.jpg"):
+        (tmp_path / name).write_text("not an image")
+    with pytest.raises(UserError) as error:
+        batches(list_images(tmp_path))
+    assert str(tmp_path) in str(error.value) and all(ext in str(error.value) for ext in EXTENSIONS)
+
+
+@pytest.mark.parametrize("num_workers, expected", [(3, 3), (None, os.cpu_count()), (0, os.cpu_count())])
+def test_num_workers_is_the_number_of_threads(photos, monkeypatch, num_workers, expected):
+    threads = []
+    pool = data_loader.ThreadPoolExecutor
+    monkeypatch.setattr(data_loader, "ThreadPoolExecutor", lambda n: threads.append(n) or pool(n))
+    batches(list_images(photos), cache_gb=0, num_workers=num_workers).batch(0)
+    assert threads == [expected]
+
+
+def test_a_file_that_goes_while_it_is_streamed(photos):
+    images = batches(list_images(photos), cache_gb=0)
+    for path in photos.iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match=r"photos/\d\.png could be read before but not now .*--resume"):
+        images.batch(0)

@@ -1,0 +1,55 @@
+"""The import graph of the project: imports point down the list of DESIGN, section 2."""
+
+import ast
+
+import pytest
+
+from tests.conftest import ROOT
+
+# Each file and what it may import of the project.
+ALLOWED = {
+    "vanilla_gan.py": {
+        "trainer", "runs", "data_loader", "models", "losses", "diff_augment", "options", "utils", "data.toy_cats",
+    },
+    "trainer.py": {"runs", "utils"},
+    "runs.py": {"utils"},
+    "data_loader.py": {"utils"},
+    "models.py": set(),
+    "losses.py": set(),
+    "diff_augment.py": set(),
+    "options.py": set(),
+    "utils.py": set(),
+    "data/toy_cats.py": set(),
+}  # fmt: skip
+OURS = {name.removesuffix(".py").replace("/", ".") for name in ALLOWED}
+
+
+def imported(source: str) -> set[str]:
+    """Return the names of all modules that a source text imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_imports_point_down(name):
+    assert imported((ROOT / name).read_text()) & OURS <= ALLOWED[name]
+
+
+def test_every_file_is_on_the_list():
+    files = {path.relative_to(ROOT).as_posix() for pattern in ("*.py", "data/*.py") for path in ROOT.glob(pattern)}
+    assert files == set(ALLOWED)
+
+
+def test_a_wrong_import_is_seen():
+    assert imported("def f():\n    from runs import Run") & OURS == {"runs"}
+    assert imported("import data.toy_cats as t") & OURS == {"data.toy_cats"}
+
+
+def test_trainer_knows_no_gan_word():
+    words = set(ast.unparse(ast.parse((ROOT / "trainer.py").read_text())).lower().replace("_", " ").split())
+    assert not words & {"generator", "discriminator", "fake", "latent", "latents", "cycle", "adversarial"}

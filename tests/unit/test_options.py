@@ -1,0 +1,188 @@
+"""The command line: precedence, checks, messages, and what a resumed run may change."""
+
+import dataclasses
+import subprocess
+import sys
+import time
+
+import pytest
+
+import data_loader
+import diff_augment
+import losses
+import models
+import trainer
+from options import DIFFAUGMENT_ALL, CommonOptions, VanillaOptions, build_parser, option_fields, parse_command_line
+from tests.conftest import ROOT
+
+
+def parse(*argv: str) -> VanillaOptions:
+    return parse_command_line(VanillaOptions, argv, "vanilla_gan.py", "The manual.")
+
+
+def refused(capsys, *argv: str) -> str:
+    """Parse what must be refused; return the one line that says why."""
+    with pytest.raises(SystemExit) as stop:
+        parse(*argv)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out == "" and err.count("\n") == 1 and err.startswith("vanilla_gan.py: error: ")
+    return err
+
+
+def test_explicit_beats_preset_beats_default():
+    assert parse().lr == 5e-4 and parse().num_epochs == 100
+    assert parse("--preset=hasey").lr == 2e-4 and parse("--preset=hasey").upsample == "deconv"
+    assert parse("--preset=hasey", "--lr=1e-3").lr == 1e-3
+    assert parse("--lr", "5e-4", "--preset", "hasey").lr == 5e-4, "also when the explicit value is the default"
+
+
+def test_length_in_epochs_beats_the_presets_iterations():
+    assert parse("--preset=agrawal").train_iters == 6400
+    assert parse("--preset=agrawal", "--num_epochs=3").train_iters is None
+    assert parse("--preset=agrawal", "--num_epochs=3", "--train_iters=5").train_iters == 5
+
+
+@pytest.mark.parametrize("name", VanillaOptions.PRESETS)
+def test_presets_are_valid_and_change_something(name):
+    options = parse(f"--preset={name}")
+    assert options.to_dict() != parse().to_dict()
+    assert set(VanillaOptions.PRESETS[name][1]) <= {field.name for field in option_fields(VanillaOptions)}
+
+
+def test_flag_forms():
+    assert parse("--batch_size", "3") == parse("--batch_size=3")
+    assert parse("--spectral_norm").spectral_norm and not parse("--spectral_norm", "--no-spectral_norm").spectral_norm
+    assert parse("--use_diffaug").use_diffaug == DIFFAUGMENT_ALL
+    assert parse("--use_diffaug=color,cutout").use_diffaug == "color,cutout"
+    assert parse("--preset=hasey").use_diffaug == ""
+    assert parse("--preset=agrawal").use_diffaug == DIFFAUGMENT_ALL
+    assert parse("--preset=agrawal", "--no-use_diffaug").use_diffaug == ""
+    assert parse("--data_preprocess=deluxe").data_aug == "deluxe"
+    assert parse("--resume", "--name=x").resume == "" and parse("--resume", "runs/x").resume == "runs/x"
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--image_size=48"], ["image_size", "48", "32, 64, 128, 256"]),
+        (["--data_aug=fancy"], ["data_aug", "fancy", "deluxe_autocontrast"]),
+        (["--batch_size=0"], ["--batch_size", "0", "at least 1"]),
+        (["--batch_size=-4"], ["--batch_size", "-4", "at least 1"]),
+        (["--batch_size=many"], ["batch_size", "many"]),
+        (["--num_epochs=0"], ["--num_epochs", "0", "at least 1"]),
+        (["--train_iters=0"], ["--train_iters", "at least 1"]),
+        (["--conv_dim=-1"], ["--conv_dim", "-1", "at least 1"]),
+        (["--noise_size=0"], ["--noise_size", "0", "at least 1"]),
+        (["--lr=0"], ["--lr", "0", "above 0"]),
+        (["--lr=nan"], ["--lr", "nan", "above 0"]),
+        (["--beta1=1"], ["--beta1", "1.0", "below 1"]),
+        (["--ema_decay=1.5"], ["--ema_decay", "1.5", "below 1"]),
+        (["--test_split=1"], ["--test_split", "1.0", "below 1"]),
+        (["--seed=-1"], ["--seed", "-1", "at least 0"]),
+        (["--use_diffaug=color,blur"], ["--use_diffaug", "'blur'", DIFFAUGMENT_ALL]),
+        (["--preset=nobody"], ["--preset", "'nobody'", "hasey"]),
+        (["--name=../x"], ["--name", "'../x'"]),
+        (["--name=a\\b"], ["--name"]),
+        (["--name="], ["--name", "''"]),
+        (["--resume"], ["--resume", "RUN_FOLDER"]),
+        (["--batchsize=3"], ["--batchsize=3", "--help"]),
+        (["--lr"], ["--lr", "expected one argument"]),
+    ],
+)
+def test_mistakes_get_one_line_that_names_flag_value_and_remedy(capsys, argv, words):
+    message = refused(capsys, *argv)
+    assert all(word in message for word in words), message
+
+
+def test_flags_are_not_abbreviated(capsys):
+    assert "--batch" in refused(capsys, "--batch=3")
+
+
+def test_help_shows_every_flag_with_group_choices_and_default(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0 and "The manual." in text
+    for field in option_fields(VanillaOptions):
+        meta = field.metadata
+        assert f"--{field.name}" in text and f"{meta['group']}:" in text
+        assert " ".join(meta["help"].split()) in text
+        assert meta["choices"] is None or "{" + ",".join(map(str, meta["choices"])) + "}" in text
+        assert field.default in (None, "") or f"(default: {field.default})" in text
+
+
+def test_preset_list_prints_one_line_each(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--preset=list")
+    lines = capsys.readouterr().out.splitlines()
+    assert stop.value.code == 0 and [line.split()[0] for line in lines] == list(VanillaOptions.PRESETS)
+
+
+@pytest.mark.parametrize("argument", ["--help", "--image_size=48"])
+def test_answers_without_importing_torch(argument):
+    """An import of torch would be on the list of modules that -X importtime prints."""
+    started = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", str(ROOT / "vanilla_gan.py"), argument],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    modules = {line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines() if line.startswith("import time")}
+    assert "options" in modules and not modules & {"torch", "numpy", "PIL", "matplotlib"}
+    assert time.monotonic() - started < 5
+
+
+def test_choices_are_the_names_that_the_code_knows():
+    choices = {field.name: field.metadata["choices"] for field in option_fields(VanillaOptions)}
+    assert choices["data_aug"] == tuple(data_loader.AUGMENTATIONS)
+    assert choices["disc"] == tuple(models.DISCRIMINATORS)
+    assert choices["gan_mode"] == tuple(losses.GAN_MODES)
+    assert choices["image_size"] == models.IMAGE_SIZES
+    assert choices["init_type"] == tuple(models.INITS)
+    assert choices["lr_policy"] == tuple(trainer.LR_POLICIES)
+    assert choices["norm"] == tuple(models.NORMS)
+    assert choices["upsample"] == tuple(models.UPSAMPLES)
+    assert tuple(DIFFAUGMENT_ALL.split(",")) == tuple(diff_augment.POLICIES)
+
+
+def test_every_default_passes_its_own_check():
+    VanillaOptions().check()
+    assert build_parser(VanillaOptions, "x", "").parse_args([]).__dict__ == {}
+
+
+def test_saved_options_come_back():
+    options = parse("--preset=agrawal", "--seed=3")
+    assert VanillaOptions.from_dict(options.to_dict()) == options
+    with pytest.raises(ValueError, match="'magic' is unknown"):
+        VanillaOptions.from_dict({**options.to_dict(), "magic": 1})
+
+
+def test_options_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        parse().lr = 1.0
+
+
+RESUMABLE = {
+    "name", "checkpoint_dir", "sample_dir", "resume", "cache_gb", "num_workers", "train_iters", "num_epochs", "log_step",
+    "sample_every", "checkpoint_every", "device",
+}  # fmt: skip
+
+
+def test_what_is_resumable():
+    assert {field.name for field in option_fields(VanillaOptions) if field.metadata["resumable"]} == RESUMABLE
+
+
+def test_resumed_run_takes_lengths_and_refuses_the_rest():
+    saved = parse("--train_iters=100", "--lr=1e-3")
+    assert saved.resumed_with(parse("--resume=x")).train_iters == 100
+    assert saved.resumed_with(parse("--resume=x", "--train_iters=200")).train_iters == 200
+    assert saved.resumed_with(parse("--resume=x", "--lr=1e-3")).lr == 1e-3, "the same value is no change"
+    longer = saved.resumed_with(parse("--resume=x", "--num_epochs=9"))
+    assert (longer.num_epochs, longer.train_iters) == (9, None)
+    with pytest.raises(ValueError, match=r"--lr: this run has 0\.001, the command says 0\.0005"):
+        saved.resumed_with(parse("--resume=x", "--lr=5e-4"))
+
+
+def test_common_options_hold_what_both_scripts_share():
+    assert {field.name for field in option_fields(VanillaOptions)} - {f.name for f in option_fields(CommonOptions)} == {
+        "data", "num_epochs", "conv_dim", "noise_size", "disc", "upsample",
+    }  # fmt: skip

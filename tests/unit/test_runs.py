@@ -1,0 +1,120 @@
+"""The run folder: names, whole files, logs cut back to a checkpoint, and the plot."""
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from options import VanillaOptions
+from runs import FORMAT, Run, _smooth, draw_losses, write_json, write_whole
+from utils import UserError
+
+CPU = torch.device("cpu")
+
+
+def create(tmp_path, **options):
+    return Run.create(VanillaOptions(checkpoint_dir=str(tmp_path), **options), "vanilla_gan.py", "vanilla-cats")
+
+
+def test_default_names_count_up_and_never_fill_a_gap(tmp_path):
+    assert [create(tmp_path).folder.name for _ in range(2)] == ["vanilla-cats-001", "vanilla-cats-002"]
+    (tmp_path / "vanilla-cats-007").mkdir()
+    (tmp_path / "vanilla-cats-diffaug-900").mkdir()
+    assert create(tmp_path).folder.name == "vanilla-cats-008"
+
+
+def test_a_taken_name_is_refused_and_untouched(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    request = VanillaOptions(checkpoint_dir=str(tmp_path), name="mine")
+    for call in (Run.find, Run.create):
+        with pytest.raises(UserError, match=r"--name: .*mine exists; use --resume .*mine .*or another name"):
+            call(request, "vanilla_gan.py", *(["stem"] if call == Run.create else []))
+    assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
+
+
+def test_taken_sample_folder_is_refused_and_nothing_is_left(tmp_path):
+    (tmp_path / "samples" / "mine").mkdir(parents=True)
+    with pytest.raises(UserError, match="--sample_dir"):
+        create(tmp_path / "runs", name="mine", sample_dir=str(tmp_path / "samples"))
+    assert os.listdir(tmp_path / "runs") == []
+
+
+def test_unwritable_parent(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--checkpoint_dir: no run folder can be made in .*file"):
+        create(tmp_path / "file")
+
+
+def test_write_whole_leaves_the_old_file_when_writing_fails(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+
+    def fail(file):
+        file.write(b"half")
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        write_whole(path, fail)
+    assert json.loads(path.read_text()) == {"a": 1} and os.listdir(tmp_path) == ["x.json"]
+
+
+def test_losses_are_cut_back_to_the_checkpoint(tmp_path):
+    run = create(tmp_path)
+    run.start(VanillaOptions(checkpoint_dir=str(tmp_path)), CPU)
+    for step in (10, 20, 30):
+        run.add_losses(step, {"G": step / 7}, 0.001)
+        run.save_checkpoint(step, {}) if step == 20 else None
+    run.close()
+    path = run.folder / "losses.csv"
+    assert path.read_text() == "step,G,lr\n10,1.42857,0.001\n20,2.85714,0.001\n30,4.28571,0.001\n"
+    path.write_text(path.read_text() + "40,5.7")  # torn by a crash
+    again, _ = Run.find(VanillaOptions(resume=str(run.folder), given=frozenset({"resume"})), "vanilla_gan.py")
+    assert again.load_checkpoint()["step"] == 20
+    assert path.read_text() == "step,G,lr\n10,1.42857,0.001\n20,2.85714,0.001\n"
+
+
+def test_newest_checkpoint_is_the_highest_step(tmp_path):
+    run = create(tmp_path)
+    for step in (100, 99, 1000000):
+        run.save_checkpoint(step, {"x": torch.ones(2)})
+    os.utime(run.folder / "checkpoint-000099.pt", (2**31, 2**31))
+    assert [step for step, _ in run.checkpoints()] == [1000000, 100, 99]
+    content = run.load_checkpoint()
+    assert (content["step"], content["format"], content["script"]) == (1000000, FORMAT, "vanilla_gan.py")
+
+
+def test_plot(tmp_path):
+    rows = [{"step": k, "A_b": 5 / k, "C": -1.0, "lr": 1.0} for k in range(1, 300)]
+    figure = draw_losses(rows, {"Left": ["A_b"], "Right": ["C"]}, "a run")
+    first, second = figure.axes
+    assert (first.get_title(), second.get_title()) == ("Left", "Right")
+    assert [text.get_text() for text in first.get_legend().get_texts()] == ["A b"]
+    assert [len(axes.lines) for axes in figure.axes] == [2, 2], "raw and smoothed"
+    assert second.get_ylim()[0] <= -1
+    figure.savefig(tmp_path / "x.png", dpi=100)
+    assert Image.open(tmp_path / "x.png").size == (900, 900)
+    draw_losses(rows[:1], {"": ["C"]}, "one row").savefig(tmp_path / "y.png")
+
+
+def test_smoothing_keeps_constants_and_averages_the_rest():
+    assert _smooth(np.full(50, 3.0)) == pytest.approx(np.full(50, 3.0))
+    line = np.arange(200.0)
+    assert _smooth(line)[50:150] == pytest.approx(line[50:150]), "centered: no lag"
+    noise = np.random.default_rng(0).normal(size=400)
+    assert _smooth(noise).std() < 0.3 * noise.std()
+    assert len(_smooth(np.ones(1))) == 1 and len(_smooth(np.ones(2))) == 2
+
+
+def test_environment(tmp_path):
+    options = VanillaOptions(checkpoint_dir=str(tmp_path), name="x")
+    run = create(tmp_path, name="x")
+    for _ in range(2):  # the run and its resumption
+        run.start(options, CPU)
+    starts = json.loads((run.folder / "environment.json").read_text())
+    assert len(starts) == 2 and starts[0]["torch"] == torch.__version__ and starts[0]["device"] == "cpu"
+    assert dataclasses.is_dataclass(options) and starts[0]["threads"] == torch.get_num_threads()

@@ -1,0 +1,104 @@
+"""Device, precision, gradients, grids and exit codes."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import ROOT
+from utils import (
+    NonFiniteError,
+    UserError,
+    choose_device,
+    choose_precision,
+    descend,
+    image_grid,
+    run_main,
+    seed_everything,
+)  # fmt: skip
+
+CPU = torch.device("cpu")
+
+
+def test_device():
+    assert choose_device("cpu") == CPU
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else choose_device("auto").type)
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="--device: cuda is not available"):
+            choose_device("cuda")
+
+
+def test_precision():
+    assert choose_precision("auto", CPU).dtype is None and choose_precision("off", CPU).dtype is None
+    assert choose_precision("bf16", CPU).dtype is torch.bfloat16
+    with pytest.raises(UserError, match="--amp: fp16 needs a CUDA device"):
+        choose_precision("fp16", CPU)
+    layer, x = nn.Linear(2, 2), torch.ones(1, 2)
+    for amp, dtype in (("off", torch.float32), ("bf16", torch.bfloat16)):
+        with choose_precision(amp, CPU).autocast():
+            assert layer(x).dtype is dtype
+
+
+def test_deterministic_allows_only_deterministic_kernels():
+    try:
+        seed_everything(0, True)
+        assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+    finally:
+        seed_everything(0, False)
+    assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.benchmark
+
+
+def test_seed():
+    draws = []
+    for seed in (1, 1, 2):
+        seed_everything(seed, False)
+        draws.append(torch.rand(3))
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+def test_descend_updates_only_its_own_parameters():
+    """The network in the way gets no gradient; the step is the one that loss.backward() and step() would take."""
+    torch.manual_seed(0)
+    first, second = nn.Linear(3, 3), nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(first.parameters(), lr=0.1)
+    x = torch.randn(4, 3)
+    loss = second(first(x)).square().mean()
+    expected = first.weight - 0.1 * torch.autograd.grad(loss, first.weight, retain_graph=True)[0]
+    descend(loss, optimizer, choose_precision("off", CPU).scaler)
+    torch.testing.assert_close(first.weight, expected)
+    assert all(p.grad is None for p in [*first.parameters(), *second.parameters()])
+
+
+def test_image_grid():
+    images = torch.stack([torch.full((3, 4, 4), value) for value in (-1.0, 0.0, 1.0, 3.0)])
+    grid = image_grid(images, 2)
+    assert grid.dtype is torch.uint8 and grid.shape == (3, 14, 14)
+    assert [grid[0, y, x].item() for y, x in ((3, 3), (3, 9), (9, 3), (9, 9))] == [0, 128, 255, 255]
+    assert grid[:, 0, 0].tolist() == [255] * 3, "white between the images"
+
+
+@pytest.mark.parametrize(
+    "error, code", [(UserError("two\nlines"), 2), (NonFiniteError("x"), 3), (KeyboardInterrupt(), 130)]
+)
+def test_exit_codes(capsys, error, code):
+    def main():
+        raise error
+
+    assert run_main(main, "prog") == code
+    err = capsys.readouterr().err
+    assert err.startswith("prog: ") and err.count("\n") == 1
+
+
+def test_mismatched_torchvision_is_one_line(tmp_path):
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.path[:0] = sys.argv[1:]; import utils", str(tmp_path), str(ROOT)],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "pip install" in result.stderr and torch.__version__ in result.stderr
