@@ -262,7 +262,9 @@ def build_parser(cls: type[CommonOptions], prog: str, manual: str) -> argparse.A
         if kind is bool:
             arguments["action"] = argparse.BooleanOptionalAction
         else:
-            arguments.update(type=kind, metavar=meta["metavar"], choices=meta["choices"])
+            # `check` refuses what is not among the choices: argparse's own words differ between versions of Python.
+            braces = meta["choices"] and "{" + ",".join(map(str, meta["choices"])) + "}"
+            arguments.update(type=kind, metavar=braces or meta["metavar"])
             if meta["bare"] is not None:
                 arguments.update(nargs="?", const=meta["bare"])
         groups[meta["group"]].add_argument(*flags, **arguments)

@@ -23,6 +23,7 @@ import re
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -322,6 +323,10 @@ class Run:
         """
         for step, path in self.checkpoints():
             try:
+                with zipfile.ZipFile(path) as archive:
+                    damaged = archive.testzip()  # torch.load does not compare checksums
+                if damaged is not None:
+                    raise ValueError(f"{damaged} is damaged")
                 content = torch.load(path, map_location="cpu", weights_only=True)
                 version = content["format"]
             except Exception as error:  # torch.load has no one exception for a broken file

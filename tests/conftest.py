@@ -19,6 +19,8 @@ from utils import run_main
 
 ROOT = Path(__file__).parent.parent
 
+torch.set_num_threads(1)  # for networks this small more threads only wait for each other
+
 # Small enough that a step takes milliseconds.
 TINY = ["--image_size=32", "--conv_dim=2", "--noise_size=4", "--batch_size=4", "--device=cpu"]
 
@@ -58,7 +60,7 @@ def command(script: Path, *arguments: str, **kwargs) -> subprocess.CompletedProc
     """Run a script of the project as a user does, without a terminal."""
     return subprocess.run(
         [sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=120,
-        stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONUNBUFFERED": "1"}, **kwargs,
+        stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}, **kwargs,
     )  # fmt: skip
 
 
@@ -106,8 +108,8 @@ def run_once(photos: Path, tmp_path: Path):
     def run(*arguments: str, name: str = "run") -> FinishedRun:
         flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path / 'runs'}", f"--name={name}"]
         assert train(*flags, "--train_iters=2", "--log_step=1", *arguments) == 0
-        (folder,) = tmp_path.glob(f"*/{name}")
-        return FinishedRun(folder)
+        (options_file,) = tmp_path.glob(f"*/{name}/options.json")
+        return FinishedRun(options_file.parent)
 
     return run
 

@@ -18,7 +18,7 @@ def test_signal_saves_and_says_how_to_go_on(number, code, photos, tmp_path):
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "vanilla_gan.py"), *TINY, *arguments, "--log_step=1", "--sample_every=1000000"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     try:
         losses = tmp_path / "run" / "losses.csv"

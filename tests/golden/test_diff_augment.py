@@ -11,7 +11,7 @@ ALL = "color,translation,cutout"
 
 
 def reference(image, u, policy, fill=0.0, cutout_share=2, reach_share=8):
-    """Augment one image (C, H, W), given as nested Python lists, with its uniforms. The keywords make wrong variants."""
+    """Augment one image (C, H, W), as nested Python lists, with its uniforms. The keywords make wrong variants."""
     C, H, W = len(image), len(image[0]), len(image[0][0])
     u = list(u)
     for name in policy.split(","):
@@ -125,5 +125,5 @@ def test_draws_are_uniform_over_their_ranges():
 def test_policy():
     images, _ = draw("color")
     assert diff_augment(images, "") is images
-    with pytest.raises(ValueError, match="'blur'.*color, translation, cutout"):
+    with pytest.raises(ValueError, match=r"'blur'.*color, translation, cutout"):
         diff_augment(images, "color,blur")

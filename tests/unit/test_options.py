@@ -162,8 +162,8 @@ def test_options_are_frozen():
 
 
 RESUMABLE = {
-    "name", "checkpoint_dir", "sample_dir", "resume", "cache_gb", "num_workers", "train_iters", "num_epochs", "log_step",
-    "sample_every", "checkpoint_every", "device",
+    "name", "checkpoint_dir", "sample_dir", "resume", "cache_gb", "num_workers", "train_iters", "num_epochs",
+    "log_step", "sample_every", "checkpoint_every", "device",
 }  # fmt: skip
 
 
