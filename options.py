@@ -50,7 +50,9 @@ class CommonOptions:
     # The command line's own record: the fields that the user named. Neither a flag nor part of a run.
     given: frozenset[str] = dataclasses.field(default=frozenset(), repr=False, compare=False)
 
+    # Name -> (what it is, its options). `toy_cats` holds when the user names neither a preset nor images.
     PRESETS: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {}
+    DATA_FLAGS: ClassVar[tuple[str, ...]] = ()
 
     # fmt: off
     preset: str | None = option(
@@ -184,7 +186,11 @@ class VanillaOptions(CommonOptions):
         choices=("nearest", "deconv"))
 
     _COURSE: ClassVar[dict[str, Any]] = dict(lr=2e-4, ema_decay=0.0)
+    DATA_FLAGS: ClassVar[tuple[str, ...]] = ("data",)
     PRESETS: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
+        "toy_cats": (
+            "the default without --data: batch norm keeps the toy cats' backgrounds in color",
+            dict(norm="batch", use_diffaug="translation,cutout")),
         "hasey": (
             "Hasey: grumpy cats, transposed convolutions, batch norm, deluxe, 100 epochs",
             dict(_COURSE, data="cat/grumpifyBprocessed", upsample="deconv", norm="batch", data_aug="deluxe",
@@ -288,6 +294,8 @@ def parse_command_line(cls: type[Options], argv: Sequence[str], prog: str, manua
     parser = build_parser(cls, prog, manual)
     given = vars(parser.parse_args(argv))
     preset = given.get("preset")
+    if preset is None and not given.keys() & set(cls.DATA_FLAGS):
+        preset = "toy_cats"
     if preset == "list":
         width = max(map(len, cls.PRESETS))
         print("\n".join(f"{name:{width}}  {what}" for name, (what, _) in cls.PRESETS.items()))
@@ -299,7 +307,7 @@ def parse_command_line(cls: type[Options], argv: Sequence[str], prog: str, manua
     if "num_epochs" in given and "train_iters" not in given:
         values.pop("train_iters", None)
     try:
-        options = cls(**values, given=frozenset(given))
+        options = cls(**{**values, "preset": preset}, given=frozenset(given))
         options.check()
     except ValueError as error:
         parser.error(str(error))

@@ -133,6 +133,9 @@ def main(request: VanillaOptions) -> int:
         run.say(line)
     run.say(f"G has {count_parameters(state.networks['G']):,} weights, D {count_parameters(state.networks['D']):,}")
 
+    if len(images) < 1000 and not options.use_diffaug:
+        run.say(f"Hint: D soon knows {len(images)} images by heart; --use_diffaug keeps it from that")
+
     # Show what D will see of the real images, then train.
     if not run.is_resumed:
         columns = grid_columns(options.image_size)

@@ -128,6 +128,11 @@ def test_diffaug_is_what_D_sees(run_once, monkeypatch):
     assert seen == [("", True)] * 6
 
 
+def test_hint_where_diffaug_would_help(run_once):
+    assert "Hint: D soon knows 10 images by heart; --use_diffaug" in run_once(name="without").log
+    assert "Hint" not in run_once("--use_diffaug", name="with").log
+
+
 def test_disc(run_once):
     """At 32x32 both discriminators have the same weights, but one has 4 logits: other losses from the same start."""
     dc, patch = run_once(name="dc"), run_once("--disc=patch", name="patch")

@@ -33,6 +33,9 @@ def test_explicit_beats_preset_beats_default():
     assert parse().lr == 5e-4 and parse().num_epochs == 100
     assert parse("--preset=hasey").lr == 2e-4 and parse("--preset=hasey").upsample == "deconv"
     assert parse("--preset=hasey", "--lr=1e-3").lr == 1e-3
+    assert parse("--data=x").norm == "instance" and parse().norm == "batch", "without images the preset is toy_cats"
+    assert parse().preset == "toy_cats" and parse("--data=x").preset is None
+    assert parse("--norm=none").norm == "none"
     assert parse("--lr", "5e-4", "--preset", "hasey").lr == 5e-4, "also when the explicit value is the default"
 
 
@@ -45,7 +48,7 @@ def test_length_in_epochs_beats_the_presets_iterations():
 @pytest.mark.parametrize("name", VanillaOptions.PRESETS)
 def test_presets_are_valid_and_change_something(name):
     options = parse(f"--preset={name}")
-    assert options.to_dict() != parse().to_dict()
+    assert options.to_dict() != parse("--data=x").to_dict()
     assert set(VanillaOptions.PRESETS[name][1]) <= {field.name for field in option_fields(VanillaOptions)}
 
 

@@ -1,0 +1,79 @@
+"""The commands of the README, run as they stand there, with small sizes added."""
+
+import re
+import shlex
+
+import pytest
+
+from tests.conftest import ROOT, TINY, FinishedRun, command, make_photo
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands() -> list[str]:
+    """Return every command line of the bash blocks that starts one of our scripts."""
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+    scripts = [line.split("&&")[-1].strip() for line in lines]
+    return [line for line in scripts if line.startswith("python ") and not line.startswith("python -m pytest")]
+
+
+@pytest.fixture(scope="module")
+def project(checkout):
+    """The copy of the project, with the images that the README speaks of."""
+    for folder in ("photos/cats", "data/cat/grumpifyBprocessed"):
+        (checkout / folder).mkdir(parents=True)
+        for i in range(6):
+            make_photo((40, 40), i).save(checkout / folder / f"{i}.png")
+    return checkout
+
+
+@pytest.mark.parametrize("line", commands())
+def test_command(line, project):
+    """In the order of the README: what one command writes, a later one may resume."""
+    program, script, *arguments = shlex.split(line)
+    assert program == "python"
+    if "list" not in arguments:
+        runs = list((project / "checkpoints").glob("my-cats/checkpoint-*.pt"))
+        extra = [f"--train_iters={2 + len(runs)}"]
+        arguments += extra if "--resume" in arguments else [*TINY, *extra, "--log_step=1"]
+    result = command(project / script, *arguments, cwd=project)
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr and result.stdout
+
+
+def test_the_first_command_trains_on_toy_cats(project):
+    """Without any flag: the embedded cats, with grids, a plot and a checkpoint at the end."""
+    (folder,) = (project / "checkpoints").glob("vanilla_gan-toy_cats-*")
+    run = FinishedRun(folder)
+    assert len(run.data["train"]) == 200 and run.data["folder"].endswith("toy_cats_32/trainB")
+    assert run.options["preset"] == "toy_cats" and run.steps("samples/sample-*.png")[0] == 0
+    assert (folder / "losses.png").exists() and run.steps("checkpoint-*.pt") == run.steps("samples/sample-*.png")[1:]
+
+
+def test_the_two_lines_of_the_start():
+    assert "\npip install -r requirements.txt && python vanilla_gan.py\n" in README
+    assert "\npip install -r requirements-dev.txt && python -m pytest\n" in README
+
+
+def test_flags_and_presets_in_the_text_exist():
+    text = command(ROOT / "vanilla_gan.py", "--help").stdout + command(ROOT / "vanilla_gan.py", "--preset=list").stdout
+    flags = set(re.findall(r"--[a-z_0-9]+", README)) - {"--logdir"}
+    assert flags and not [flag for flag in flags if flag not in text]
+    assert not [name for name in re.findall(r"--preset (\w+)", README) if name not in text and name != "list"]
+
+
+def test_pictures_exist_and_are_small():
+    pictures = re.findall(r"!\[.+?\]\((.+?)\)", README)
+    assert pictures
+    for name in pictures:
+        assert (ROOT / name).stat().st_size < 300_000, name
+
+
+def test_run_folder_of_the_text(project):
+    """Every file that a run wrote is one that the README names."""
+    block = README.split("checkpoints/<name>/\n")[1].split("\n\n")[0]
+    named = [re.sub(r"\d{6}", "*", line.split()[0]) for line in block.splitlines()]
+    patterns = [name for name in named if name != "samples/"]
+    for path in (project / "checkpoints" / "my-cats").rglob("*"):
+        if path.is_file():
+            assert any(path.match(pattern) for pattern in patterns), path
