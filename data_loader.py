@@ -19,11 +19,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as TF
 from tqdm import tqdm
 
 from utils import UserError
+
+# isort: split
+# After utils, which says in one line what to do if torchvision doesn't fit torch.
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as TF
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
@@ -37,7 +40,9 @@ _DATA_ROOT = Path(__file__).parent / "data"
 
 def find_folder(name: str, flag: str = "--data") -> Path:
     """Return the folder that a data argument names: a path, or a name below data/. Raises UserError if none exists."""
-    for folder in (Path(name).expanduser(), _DATA_ROOT / name):
+    if not name.strip():
+        raise UserError(f"{flag}: the name is empty; give a folder of images")
+    for folder in (Path(os.path.expanduser(name)), _DATA_ROOT / name):
         if folder.is_dir():
             return folder
         if folder.exists():
@@ -91,7 +96,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits or more: convert() would clip at 255, not scale
         values = np.asarray(image, dtype=np.float32)
-        full_scale = 65535.0 if image.mode.startswith("I") else max(1.0, float(values.max()))
+        values = np.nan_to_num(values)
+        # Only 16-bit modes say what white is; 32-bit ones hold any of three conventions.
+        scales = (
+            (65535.0,) if image.mode.startswith("I;16") else (255.0, 65535.0) if image.mode == "I" else (1.0, 255.0)
+        )
+        full_scale = next((scale for scale in scales if values.max() <= scale), 65535.0)
         gray = np.clip(values * (255.0 / full_scale), 0, 255).round().astype(np.uint8)
         return Image.fromarray(gray).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -130,7 +140,7 @@ def _to_unit_range(images: Tensor) -> Tensor:
 
 def _choose(u: Tensor, count: Tensor | int) -> Tensor:
     """Turn numbers in [0, 1) into whole ones in [0, count). The product may round up to count, once in 2^24 draws."""
-    return torch.minimum((u * count).long(), torch.as_tensor(count - 1, device=u.device))
+    return (u * count).long().clamp(max=count - 1)
 
 
 def _flip_columns(u: Tensor, width: int) -> Tensor:
@@ -213,7 +223,7 @@ def autocontrast(images: Tensor) -> Tensor:
 def deluxe_autocontrast(images: Tensor, size: int, u: Tensor) -> Tensor:
     """RandomResizedCrop, horizontal flip, and autocontrast for half of the images: (B, 3, S, S) in [-1, 1]."""
     boxes = random_boxes(u[:, :22], images.shape[-1])
-    crops = resized_crop(images, boxes, size)
+    crops = resized_crop(images, boxes, size).round()  # whole again, or the contrast of a flat image would be noise
     columns = _flip_columns(u[:, 22], size)[:, None, None, :].expand_as(crops)
     crops = crops.gather(3, columns)
     return _to_unit_range(torch.where(u[:, 23].view(-1, 1, 1, 1) < 0.5, autocontrast(crops), crops))
@@ -254,7 +264,7 @@ class ImageBatches:
         data_aug: a key of AUGMENTATIONS.
         seed: of the order of the images. The draws of the augmentation come from torch's generator of the device.
         cache_gb: memory for decoded images; above it they are streamed.
-        num_workers: threads that decode; None or 0: one per core.
+        num_workers: threads that decode; None or 0 means one per core.
 
     Attributes:
         files: the readable files, in the order of their index.
@@ -299,7 +309,7 @@ class ImageBatches:
             self.files.append(path)
         if not self.files:
             raise UserError(
-                f"none of the {len(files)} images in {files[0].parent} is readable (first: {files[0].name}, "
+                f"--data: none of the {len(files)} images in {files[0].parent} is readable (first: {files[0].name}, "
                 f"{self.skipped[files[0]]}); accepted endings: {', '.join(EXTENSIONS)}"
             )
         self.images = images[: len(self.files)].to(device)  # (N, 3, R, R)
@@ -324,7 +334,7 @@ class ImageBatches:
         return lines
 
     def preview(self, count: int) -> Tensor:
-        """Return the first `count` augmented images of the run, (count, 3, S, S) in [-1, 1]."""
+        """Return the first `count` images in the order of the run, with draws of their own, (count, 3, S, S)."""
         return torch.cat([self.batch(step) for step in range(math.ceil(count / self.batch_size))])[:count]
 
     def indices(self, step: int) -> np.ndarray:
@@ -362,4 +372,5 @@ class ImageBatches:
                 raise UserError(f"{path} could be read before but not now ({image}); put it back and use --resume")
             images.append(image)
         self._streamed = {ahead: batch for ahead, batch in self._streamed.items() if ahead > step}
-        return torch.stack(images)
+        batch = torch.stack(images)  # (B, 3, R, R)
+        return batch.pin_memory() if self.device.type == "cuda" else batch

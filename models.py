@@ -51,14 +51,13 @@ def _count_doublings(image_size: int) -> int:
 # ----------------------------------------------------------------------------------------------------------------------
 # Layers
 
-# Nearest x2 followed by a 3-tap convolution, seen from one axis: the two copies of each input pixel share taps, so
-# every output pixel is a sum over two input pixels. As a stride-2 transposed convolution its taps are
-# (w2, w1 + w2, w0 + w1, w0).
-_MERGE_TAPS = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
-
 
 def merge_upsample_into_kernel(weight: Tensor) -> Tensor:
     """Return the transposed-convolution kernel that equals nearest x2 up-sampling, then a 3x3 convolution.
+
+    Seen from one axis, the two copies of an input pixel share taps, so that every output pixel is a sum over two input
+    pixels. As a stride-2 transposed convolution the taps are (w2, w1 + w2, w0 + w1, w0): the reversed taps, added to
+    themselves moved by one.
 
     Args:
         weight: (out, in, 3, 3), the kernel of the convolution that follows the up-sampling.
@@ -66,8 +65,9 @@ def merge_upsample_into_kernel(weight: Tensor) -> Tensor:
     Returns:
         (in, out, 4, 4), for F.conv_transpose2d with stride 2 and padding 1.
     """
-    taps = _MERGE_TAPS.to(weight)
-    return torch.einsum("ik,ockl,jl->coij", taps, weight, taps)
+    kernel = weight.flip(2, 3).transpose(0, 1)  # (in, out, 3, 3)
+    kernel = F.pad(kernel, (0, 0, 0, 1)) + F.pad(kernel, (0, 0, 1, 0))  # (in, out, 4, 3)
+    return F.pad(kernel, (0, 1)) + F.pad(kernel, (1, 0))  # (in, out, 4, 4)
 
 
 class UpConv(nn.Conv2d):
@@ -91,6 +91,21 @@ class UpConv(nn.Conv2d):
             return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)  # (B, out, 2H, 2W)
         x = F.pad(x, (1, 1, 1, 1), mode="replicate")  # (B, in, H + 2, W + 2)
         return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=3)  # (B, out, 2H, 2W)
+
+
+class ReflectConv(nn.Conv2d):
+    """3x3 convolution with reflection padding: (B, in, H, W) -> (B, out, H, W).
+
+    Pads by joining slices: PyTorch's own reflection padding has no deterministic gradient on CUDA.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool):
+        super().__init__(in_channels, out_channels, 3, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([x[:, :, 1:2], x, x[:, :, -2:-1]], dim=2)  # (B, in, H + 2, W)
+        x = torch.cat([x[:, :, :, 1:2], x, x[:, :, :, -2:-1]], dim=3)  # (B, in, H + 2, W + 2)
+        return super().forward(x)  # (B, out, H, W)
 
 
 class Deconv(nn.ConvTranspose2d):
@@ -189,7 +204,7 @@ class DCGenerator(nn.Module):
         for c_in, c_out in pairwise(widths):
             layers.append(ConvStage(up, c_in, c_out, padding_mode=padding_mode, norm=norm))  # (B, c_out, 2H, 2W)
             if large:
-                layers.append(ConvStage(nn.Conv2d, c_out, c_out, 3, 1, 1, padding_mode=padding_mode, norm=norm))
+                layers.append(ConvStage(ReflectConv, c_out, c_out, norm=norm))  # (B, c_out, 2H, 2W)
         layers.append(up(widths[-1], 3, bias=True, padding_mode=padding_mode))  # (B, 3, S, S)
         layers.append(nn.Tanh())
         self.layers = nn.Sequential(*layers)

@@ -6,6 +6,7 @@ preset beats the default.
 
 import argparse
 import dataclasses
+import math
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,15 +57,14 @@ class CommonOptions:
 
     # fmt: off
     preset: str | None = option(
-        None, "named set of options; `list` prints them all", "Run")
+        None, "named set of options; `list` prints them all; without a data flag it is toy_cats", "Run")
     name: str | None = option(
         None, "name of the run's folder; default: script, data, augmentation, losses and a number", "Run",
         resumable=True)
     checkpoint_dir: str = option(
         "checkpoints", "folder that holds the run folders", "Run", resumable=True, metavar="FOLDER")
     sample_dir: str | None = option(
-        None, "write the grids to FOLDER/<name>/ instead of the run folder's samples/", "Run", resumable=True,
-        metavar="FOLDER")
+        None, "write the grids to FOLDER/<name>/ instead of the run folder's samples/", "Run", metavar="FOLDER")
     resume: str | None = option(
         None, "go on with a run from its newest checkpoint; without a value: the run of --name", "Run",
         resumable=True, bare="", metavar="RUN_FOLDER")
@@ -82,7 +82,7 @@ class CommonOptions:
         4.0, "keep the decoded images in memory up to this many GB; stream larger sets from disk", "Data",
         at_least=0, resumable=True)
     num_workers: int | None = option(
-        None, "threads that decode images; default: one per core", "Data", at_least=0, resumable=True)
+        None, "threads that decode images; default and 0: one per core", "Data", at_least=0, resumable=True)
 
     norm: str = option("instance", "normalization in G and D", "Networks", choices=("instance", "batch", "none"))
     spectral_norm: bool = option(False, "spectral normalization of D's convolutions", "Networks")
@@ -233,7 +233,9 @@ def _check_range(field: dataclasses.Field, value: Any) -> None:
         ("below", limits["below"], lambda bound: value < bound),
     ]
     stated = " and ".join(f"{words} {bound}" for words, bound, _ in bounds if bound is not None)
-    if not all(holds(bound) for _, bound, holds in bounds if bound is not None):  # also refuses NaN
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"--{field.name}: {value} is no finite number; use one {stated}")
+    if not all(holds(bound) for _, bound, holds in bounds if bound is not None):
         raise ValueError(f"--{field.name}: {value} is out of range; use a number {stated}")
 
 

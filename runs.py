@@ -11,15 +11,17 @@
         checkpoint-000500.pt    everything that a run needs to go on
         events.out.tfevents.*   TensorBoard
 
-A file appears whole or not at all: it is written under a temporary name, synced, and then renamed.
+A file appears whole or not at all: it is written under a temporary name, synced, and then renamed. Only the three logs
+grow line by line; losses.csv is cut back to the checkpoint when a run goes on.
 """
 
-import csv
+import dataclasses
 import datetime
 import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -98,13 +100,13 @@ class Run:
     Attributes:
         folder: the run folder.
         samples: the folder of its grids.
-        is_resumed: whether it goes on from a checkpoint.
+        resumed_step: iteration of the checkpoint that it goes on from; None for a run from the start.
     """
 
     def __init__(self, folder: Path, options: Any, script: str):
         self.folder, self.script = folder, script
-        self.is_resumed = False
-        self.samples = Path(options.sample_dir) / folder.name if options.sample_dir else folder / "samples"
+        self.resumed_step: int | None = None
+        self.samples = Path(options.sample_dir).resolve() / folder.name if options.sample_dir else folder / "samples"
         self._rows: list[dict[str, float]] = []
         self._losses_file = None
         self._writer = None
@@ -128,8 +130,13 @@ class Run:
         cls._refuse_taken_name(options)
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            folder = parent / options.name if options.name is not None else cls._next_folder(parent, stem)
-            folder.mkdir()
+            while True:
+                folder = parent / options.name if options.name is not None else cls._next_folder(parent, stem)
+                try:
+                    folder.mkdir()
+                    break
+                except FileExistsError:  # another run was faster: take the next number, or refuse the name
+                    cls._refuse_taken_name(options)
         except OSError as error:
             raise UserError(
                 f"--checkpoint_dir: no run folder can be made in {parent} ({error.strerror}); use a folder that "
@@ -137,13 +144,13 @@ class Run:
             ) from None
         run = cls(folder, options, script)
         try:
-            run.samples.mkdir(parents=True, exist_ok=not options.sample_dir)
             run.save_options(options)
+            run.samples.mkdir(parents=True)
         except OSError as error:
-            for file in folder.iterdir():
-                file.unlink()
-            folder.rmdir()
-            raise UserError(f"{error.filename or folder}: {error.strerror}; use another --sample_dir or name") from None
+            shutil.rmtree(folder)
+            raise UserError(
+                f"--sample_dir: {error.filename or folder}: {error.strerror}; use another folder or --name"
+            ) from None
         return run
 
     @staticmethod
@@ -155,7 +162,12 @@ class Run:
 
     @staticmethod
     def _refuse_taken_name(options: Any) -> None:
-        """Raise UserError if the folder that options.name asks for exists."""
+        """Raise UserError if the folder that options.name asks for exists, or no run folder can be made at all."""
+        parent = Path(options.checkpoint_dir)
+        while not os.path.lexists(parent) and parent != parent.parent:
+            parent = parent.parent
+        if not (parent.is_dir() and os.access(parent, os.W_OK)):
+            raise UserError(f"--checkpoint_dir: {parent} is no folder that you can write to; use another")
         folder = Path(options.checkpoint_dir) / (options.name or "")
         if options.name is not None and os.path.lexists(folder):
             raise UserError(f"--name: {folder} exists; use --resume {folder} to go on with it, or another name")
@@ -175,19 +187,25 @@ class Run:
         folder = Path(request.resume or Path(request.checkpoint_dir) / request.name)
         try:
             saved = json.loads((folder / "options.json").read_text(encoding="utf-8"))
-            saved_script, values = saved["script"], saved["options"]
+            saved_script, values, samples = saved["script"], saved["options"], saved["samples"]
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"--resume: {folder} is no run folder (it has no readable options.json)") from None
         if saved_script != script:
             raise UserError(f"--resume: {folder} is a run of {saved_script}; use that script")
         folder = folder.resolve() if folder.name in ("", "..") else folder  # "." and ".." have no name of their own
+        if "name" in request.given and request.name != folder.name:
+            raise UserError(f"--name: the run to resume is called {folder.name}, not {request.name}; leave --name out")
         try:
-            options = type(request).from_dict({**values, "name": folder.name, "checkpoint_dir": str(folder.parent)})
-            options = options.resumed_with(request)
+            options = type(request).from_dict(values).resumed_with(request)
+            # The folder may have been moved or renamed since.
+            where = {"name": folder.name, "checkpoint_dir": str(folder.parent), "resume": str(folder)}
+            options = dataclasses.replace(options, **where)
             options.check()
         except (ValueError, TypeError) as error:
             raise UserError(f"--resume {folder}: {error}") from None
-        return cls(folder, options, script), options
+        run = cls(folder, options, script)
+        run.samples = folder / samples  # where they have been: a run that was renamed keeps a folder of --sample_dir
+        return run, options
 
     def start(self, options: Any, device: torch.device) -> None:
         """Record options and environment of this start, and open the logs. Call it once, before training."""
@@ -198,7 +216,9 @@ class Run:
         write_json(path, [*starts, describe_environment(device)])
         from torch.utils.tensorboard import SummaryWriter  # here, because it takes its time to import
 
-        self._writer = SummaryWriter(str(self.folder))
+        # What TensorBoard has after the checkpoint will come again.
+        purge_step = None if self.resumed_step is None else self.resumed_step + 1
+        self._writer = SummaryWriter(str(self.folder), purge_step=purge_step)
 
     def close(self) -> None:
         """Finish the logs."""
@@ -209,7 +229,9 @@ class Run:
 
     def save_options(self, options: Any) -> None:
         """Write options.json."""
-        write_json(self.folder / "options.json", {"script": self.script, "options": options.to_dict()})
+        samples = self.samples if self.samples.parent != self.folder else self.samples.name
+        content = {"script": self.script, "samples": str(samples), "options": options.to_dict()}
+        write_json(self.folder / "options.json", content)
 
     def record_data(self, train: list[Path], test: list[Path], skipped: dict[Path, str]) -> None:
         """Write data.json; when the run goes on, compare with it instead.
@@ -220,18 +242,19 @@ class Run:
         path = self.folder / "data.json"
         content = {
             "folder": str(train[0].parent.resolve()),
-            "train": [file.name for file in train],
+            "train": {file.name: file.stat().st_size for file in train},
             "test": [file.name for file in test],
             "skipped": {file.name: reason for file, reason in skipped.items()},
         }
         if not path.exists():
             return write_json(path, content)
-        before = json.loads(path.read_text(encoding="utf-8"))["train"]
-        new, gone = len(set(content["train"]) - set(before)), len(set(before) - set(content["train"]))
-        if new or gone:
+        before, now = json.loads(path.read_text(encoding="utf-8"))["train"], content["train"]
+        if before != now:
+            new, gone = len(now.keys() - before.keys()), len(before.keys() - now.keys())
+            changed = sum(before[name] != now[name] for name in before.keys() & now.keys())
             raise UserError(
-                f"--resume: the images in {content['folder']} changed since the run began ({new} new, {gone} gone); "
-                "put them back, or start a new run"
+                f"--resume: the images in {content['folder']} are not those that the run began with ({new} new, "
+                f"{gone} gone, {changed} of another size); put them back, or start a new run"
             )
 
     # ---- Logs
@@ -263,14 +286,19 @@ class Run:
             if key != "step":
                 self._writer.add_scalar(f"losses/{key}" if key in losses else key, value, step)
 
+    def has_losses(self) -> bool:
+        """Whether losses.csv and losses.png have anything to show."""
+        return bool(self._rows)
+
     def _cut_losses(self, step: int) -> None:
         """Drop the rows of losses.csv after `step`, and a torn last one: they will be computed again."""
         path = self.folder / "losses.csv"
         if not path.exists():
             return
-        with open(path, encoding="utf-8", newline="") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
-        kept = [row for row in rows if len(row) == len(header) and int(row[0]) <= step]
+        header, *rows = [line.split(",") for line in path.read_text(encoding="utf-8", errors="replace").split("\n")]
+        if not rows or header[0] != "step":  # the crash came before the first line was whole
+            return path.unlink()
+        kept = [row for row in rows if len(row) == len(header) and row[0].isdecimal() and int(row[0]) <= step]
         text = "".join(",".join(row) + "\n" for row in [header, *kept])
         write_whole(path, lambda file: file.write(text.encode()))
         self._rows = [{key: float(value) for key, value in zip(header, row, strict=True)} for row in kept]
@@ -315,12 +343,16 @@ class Run:
         write_whole(path, lambda file: torch.save(content, file))
         return path
 
-    def load_checkpoint(self) -> dict[str, Any]:
+    def load_checkpoint(self) -> dict[str, Any] | None:
         """Return the newest complete checkpoint, on the CPU, and cut losses.csv back to its step.
+
+        A run that ended before its first checkpoint has none: returns None, and the run starts over.
 
         Raises:
             UserError: none is complete, or the newest is of a newer program.
         """
+        if not self.checkpoints():
+            return self._cut_losses(0)
         for step, path in self.checkpoints():
             try:
                 with zipfile.ZipFile(path) as archive:
@@ -336,7 +368,7 @@ class Run:
             if version > FORMAT:
                 raise UserError(f"--resume: {path} has format {version}, this program reads {FORMAT}; update it")
             self._cut_losses(step)
-            self.is_resumed = True
+            self.resumed_step = step
             return content
         raise UserError(f"--resume: {self.folder} holds no complete checkpoint; start a new run")
 

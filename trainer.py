@@ -5,6 +5,7 @@ A script gives it networks and three functions: the batch of a step, the update 
 
 import copy
 import math
+import os
 import shlex
 import signal
 import sys
@@ -20,7 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from runs import Run
-from utils import NonFiniteError, Precision
+from utils import NonFiniteError, Precision, UserError
 
 _PLAIN_SECONDS = 10.0  # without a terminal: time between two lines of progress
 
@@ -65,13 +66,17 @@ class State:
         }
 
     def load(self, checkpoint: dict[str, Any]) -> None:
-        """Become the state that `to_checkpoint` described."""
-        for name, network in self.networks.items():
-            network.load_state_dict(checkpoint["networks"][name])
-        for name, network in self.averages.items():
-            network.load_state_dict(checkpoint["ema"][name])
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(checkpoint["optimizers"][name])
+        """Become the state that `to_checkpoint` described. Raises UserError if it has other networks."""
+        try:
+            for name, network in self.networks.items():
+                network.load_state_dict(checkpoint["networks"][name])
+            for name, network in self.averages.items():
+                network.load_state_dict(checkpoint["ema"][name])
+            for name, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(checkpoint["optimizers"][name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = str(error).split("\n")[0]
+            raise UserError(f"--resume: the checkpoint doesn't fit the options of its run ({reason})") from None
         if checkpoint["scaler"]:
             self.precision.scaler.load_state_dict(checkpoint["scaler"])
         self.sums = {name: value.to(self.device) for name, value in checkpoint["sums"].items()}
@@ -96,10 +101,21 @@ class State:
         for name, mean in means.items():
             if not math.isfinite(mean):
                 raise NonFiniteError(
-                    f"the loss {name} became {mean} in iterations {self.step - self.summed + 1} to {self.step}; the "
-                    "last checkpoint is untouched. Try a lower --lr, or --amp off"
+                    f"the loss {name} became {mean} in iterations {self.step - self.summed + 1} to {self.step}; no "
+                    "checkpoint was written since. Start a new run with a lower --lr or --amp off"
                 )
         return means
+
+    def check_finite(self) -> None:
+        """Raise NonFiniteError if a loss since the last row of losses.csv, or a weight, isn't finite."""
+        self.mean_losses()
+        for name, network in self.networks.items():
+            sums = [value.sum() for value in network.state_dict().values() if value.is_floating_point()]
+            if not torch.stack(sums).isfinite().all().item():
+                raise NonFiniteError(
+                    f"the weights of {name} are no longer finite at iteration {self.step}; no checkpoint was written "
+                    "of them. Start a new run with a lower --lr or --amp off"
+                )
 
 
 def make_state(
@@ -214,7 +230,7 @@ class Progress:
         if now - self.told >= _PLAIN_SECONDS or step == self.total:
             rate = (step - self.first) / (now - self.started)
             left = (self.total - step) / rate
-            line = f"{step}/{self.total}  {text}  {rate:.1f} it/s, {left // 60:.0f} min {left % 60:02.0f} s left"
+            line = f"{step}/{self.total}  {text}  {rate:.1f} it/s, {tqdm.format_interval(left)} left"
             if self.is_terminal:
                 self.run.log(line)
             else:
@@ -247,11 +263,11 @@ def train(
 
     def save() -> None:
         nonlocal saved_step
-        state.mean_losses()  # raises if they are not finite: such a state must not become the newest checkpoint
+        state.check_finite()  # a broken state must not become the newest checkpoint
         run.save_checkpoint(state.step, {"options": options.to_dict(), **state.to_checkpoint()})
         saved_step = state.step
 
-    saved_step = state.step if run.is_resumed else None
+    saved_step = run.resumed_step
     if state.step >= total:
         run.say(f"{run.folder} is at iteration {state.step} of {total}: nothing to do. A larger --num_epochs or "
                 "--train_iters goes on.")  # fmt: skip
@@ -300,14 +316,15 @@ def train(
         run.plot_losses(panels, now=True)
 
     # Say where everything is and how to go on.
-    resume = f"python {run.script} --resume {shlex.quote(str(run.folder))}"
-    if stop.received is not None:
+    script = sys.argv[0] if os.path.basename(sys.argv[0]) == run.script else run.script
+    resume = f"python {shlex.quote(script)} --resume {shlex.quote(str(run.folder))}"
+    if state.step < total:
         run.say(f"Stopped by {signal.Signals(stop.received).name} at iteration {state.step} of {total}. Go on with:")
         run.say(f"    {resume}")
     else:
         run.say(f"Finished {total} iterations: {run.folder}")
-        run.say(f"    look at    {run.samples} and {run.folder / 'losses.png'}")
+        run.say(f"    look at    {run.samples}" + (f" and {run.folder / 'losses.png'}" if run.has_losses() else ""))
         run.say(f"    compare    tensorboard --logdir {shlex.quote(str(run.folder.parent))}")
         run.say(f"    train on   {resume} --train_iters {2 * total}")
     run.close()
-    return 0 if stop.received is None else 128 + stop.received
+    return 0 if state.step == total else 128 + stop.received

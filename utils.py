@@ -36,6 +36,14 @@ def run_main(main: Callable[[], int], prog: str) -> int:
     except NonFiniteError as error:
         sys.stderr.write(f"{prog}: stopped: {error}\n")
         return 3
+    except OSError as error:  # a full disk, a missing permission: nothing that a traceback would explain better
+        name = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"{prog}: error: {name}{error.strerror or error}; mend it and use --resume or start again\n")
+        return 2
+    except torch.OutOfMemoryError as error:
+        reason = str(error).split(". ")[0]
+        sys.stderr.write(f"{prog}: error: {reason}; lower --batch_size, --conv_dim, --image_size or --cache_gb\n")
+        return 2
     except KeyboardInterrupt:
         sys.stderr.write(f"{prog}: interrupted\n")
         return 130
@@ -86,7 +94,8 @@ def choose_precision(amp: str, device: torch.device) -> Precision:
     bf16 on a CPU without AMX is slower than fp32, and with it the results depend on the kind of CPU: not by itself.
     """
     if amp == "fp16" and device.type != "cuda":
-        raise UserError(f"--amp: fp16 needs a CUDA device, this run is on {device.type}; use --amp bf16 or off")
+        raise UserError(f"--amp: fp16 needs a CUDA device, this run is on {device.type}; use --amp bf16 or off, "
+                        "or resume an fp16 run on CUDA")  # fmt: skip
     if amp == "auto":
         amp = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "off"
     dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]

@@ -86,8 +86,9 @@ def train_step(state: State, real: Tensor, options: VanillaOptions) -> dict[str,
 def draw_samples(state: State, options: VanillaOptions) -> dict[str, Tensor]:
     """Return a grid of images from latents that stay the same for the whole run."""
     G, columns = state.for_samples("G"), grid_columns(options.image_size)
-    generator = torch.Generator().manual_seed(options.seed)  # on the CPU: the same latents on every device
-    z = sample_latents(columns**2, options.noise_size, torch.device("cpu"), generator).to(state.device)
+    # Drawn on the CPU: the same latents on every device. Another stream than that of the initial weights.
+    generator = torch.Generator().manual_seed(options.seed + 1)
+    z = sample_latents(columns**2, options.noise_size, torch.device("cpu"), generator).to(state.device)  # (N, Z, 1, 1)
     was_training = G.training
     images = G.eval()(z)  # (columns^2, 3, S, S)
     G.train(was_training)
@@ -109,7 +110,7 @@ def main(request: VanillaOptions) -> int:
     device, precision = set_up(options.device, options.amp, options.seed, options.deterministic)
 
     # Decode the images.
-    folder = find_folder(options.data) if options.data else toy_cats(options.image_size) / "trainB"
+    folder = find_folder(options.data) if options.data is not None else toy_cats(options.image_size) / "trainB"
     files, held_out = hold_out(list_images(folder, options.ext), options.test_split)
     images = ImageBatches(
         files, options.image_size, options.data_aug, options.batch_size, options.seed, device, options.cache_gb,
@@ -122,22 +123,26 @@ def main(request: VanillaOptions) -> int:
 
     # Make the run folder, or go on from the newest checkpoint.
     if run is None:
-        data_name = folder.name if options.data else "toy_cats"
+        data_name = "toy_cats" if options.data is None else folder.resolve().name
         parts = [SCRIPT.removesuffix(".py"), data_name, options.data_aug, options.gan_mode]
         run = Run.create(options, SCRIPT, "-".join(parts + ["diffaug"] * bool(options.use_diffaug)))
-    else:
-        state.load(run.load_checkpoint())
-    run.start(options, device)
     run.record_data(images.files, held_out, images.skipped)
+    checkpoint = run.load_checkpoint()
+    if checkpoint is not None:
+        state.load(checkpoint)
+    run.start(options, device)
+
+    # Say what will be trained on what.
+    if options.preset is not None:
+        run.say(f"Preset {options.preset}: {options.PRESETS[options.preset][0]}")
     for line in images.describe():
         run.say(line)
-    run.say(f"G has {count_parameters(state.networks['G']):,} weights, D {count_parameters(state.networks['D']):,}")
-
     if len(images) < 1000 and not options.use_diffaug:
         run.say(f"Hint: D soon knows {len(images)} images by heart; --use_diffaug keeps it from that")
+    run.say(f"G has {count_parameters(state.networks['G']):,} weights, D {count_parameters(state.networks['D']):,}")
 
     # Show what D will see of the real images, then train.
-    if not run.is_resumed:
+    if checkpoint is None:
         columns = grid_columns(options.image_size)
         run.save_grid("real", 0, image_grid(images.preview(columns**2), columns))
     return train(run, state, options, total, images.batch, train_step, draw_samples, PANELS)

@@ -43,24 +43,20 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project's own files, in which tests may write: what git tracks or would track."""
+    """A copy of the project's own files, in which tests may write."""
     target = tmp_path_factory.mktemp("checkout")
-    listing = subprocess.run(
-        ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        capture_output=True, check=True,
-    ).stdout  # fmt: skip
-    for name in filter(None, listing.decode().split("\0")):
-        if (ROOT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, target / name)
+    for path in [*ROOT.glob("*.*"), *ROOT.glob("data/*.*"), *ROOT.glob("checkpoints/README.md")]:
+        if path.is_file():
+            (target / path.relative_to(ROOT)).parent.mkdir(exist_ok=True)
+            shutil.copy2(path, target / path.relative_to(ROOT))
     return target
 
 
-def command(script: Path, *arguments: str, **kwargs) -> subprocess.CompletedProcess:
+def command(script: Path, *arguments: str, env: dict[str, str] = os.environ, **kwargs) -> subprocess.CompletedProcess:
     """Run a script of the project as a user does, without a terminal."""
     return subprocess.run(
         [sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=120,
-        stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}, **kwargs,
+        stdin=subprocess.DEVNULL, env={**env, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}, **kwargs,
     )  # fmt: skip
 
 

@@ -85,6 +85,8 @@ def finished(tmp_path, photos):
         (["--image_size=64"], ["--image_size", "32", "64"]),
         (["--use_diffaug"], ["--use_diffaug", "''", "color,translation,cutout"]),
         (["--preset=hasey"], ["--preset", "None", "hasey"]),
+        (["--sample_dir=x"], ["--sample_dir", "None", "'x'"]),
+        (["--name=other"], ["--name", "run", "other"]),
     ],
 )
 def test_resume_with_other_options(finished, capsys, arguments, words):
@@ -98,9 +100,11 @@ def test_resume_with_other_options(finished, capsys, arguments, words):
 
 def test_resume_after_the_images_changed(finished, photos, capsys):
     (photos / "3.png").rename(photos / "33.png")
+    before = snapshot(finished)
     assert resume(f"--resume={finished}", "--train_iters=3") == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "1 new, 1 gone" in err
+    assert err.count("\n") == 1 and "1 new, 1 gone, 0 of another size" in err
+    assert snapshot(finished) == before
 
 
 def test_resume_from_a_newer_format(finished, capsys):
@@ -122,6 +126,14 @@ def test_resume_of_another_script_or_a_newer_program(finished, capsys):
     path.write_text(json.dumps({**saved, "options": {**saved["options"], "magic": 1}}))
     assert resume(f"--resume={finished}") == 2
     assert "'magic' is unknown" in capsys.readouterr().err
+
+
+def test_resume_with_weights_that_do_not_fit(finished, capsys):
+    path = finished / "options.json"
+    path.write_text(path.read_text().replace('"conv_dim": 2', '"conv_dim": 3'))
+    assert resume(f"--resume={finished}") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "doesn't fit the options" in err
 
 
 def test_resume_without_any_complete_checkpoint(finished, capsys):

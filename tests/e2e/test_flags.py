@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+import models
 import vanilla_gan
 from options import VanillaOptions, option_fields
 from tests.conftest import FinishedRun, assert_same, train
@@ -33,7 +34,7 @@ def first_loss(run: FinishedRun, name: str) -> float:
 FLAGS = {
     "image_size": (["--image_size=64"], lambda r: size(r, "sample-000000.png") == (8 * 66 + 2, 8 * 66 + 2)),
     "data_aug": (["--data_aug=deluxe"], lambda r: "35x35" in r.log),
-    "ext": (["--ext=jpg"], lambda r: r.data["train"] == ["10.jpg"]),
+    "ext": (["--ext=jpg"], lambda r: list(r.data["train"]) == ["10.jpg"]),
     "test_split": (["--test_split=0.5"], lambda r: sorted(map(len, (r.data["test"], r.data["train"]))) == [5, 6]),
     "cache_gb": (["--cache_gb=0"], lambda r: "streamed from disk" in r.log),
     "norm": (["--norm=batch"], lambda r: "layers.0.1.running_mean" in r.checkpoint()["networks"]["G"]),
@@ -61,7 +62,7 @@ FLAGS = {
     "checkpoint_dir": (["--checkpoint_dir={tmp}/elsewhere"], lambda r: r.folder.parent.name == "elsewhere"),
     "name": (["--name=other"], lambda r: r.folder.name == "other"),
     "preset": (["--preset=hasey"], lambda r: r.options["upsample"] == "deconv" and r.options["norm"] == "batch"),
-    "data": (["--data={tmp}/more"], lambda r: r.data["folder"].endswith("more") and r.data["train"] == ["0.png"]),
+    "data": (["--data={tmp}/more"], lambda r: r.data["folder"].endswith("more") and list(r.data["train"]) == ["0.png"]),
 }  # fmt: skip
 
 # Flags whose result is the same kind of thing but other numbers, or that other tests cover.
@@ -117,15 +118,26 @@ def test_sample_dir(run_once, tmp_path):
 
 
 def test_diffaug_is_what_D_sees(run_once, monkeypatch):
-    """With a policy, both updates pass real and generated images through it; without one, none."""
-    seen = []
-    real = vanilla_gan.diff_augment
-    monkeypatch.setattr(vanilla_gan, "diff_augment", lambda x, policy: seen.append((policy, real(x, policy) is x)) or x)
+    """What diff_augment returns, for the policy of the flag, is what D judges: three batches an iteration."""
+    augmented, judged, policies = [], [], []
+    real_augment, real_forward = vanilla_gan.diff_augment, models.DCDiscriminator.forward
+
+    def diff_augment(images, policy):
+        policies.append(policy)
+        augmented.append(real_augment(images, policy) + 3)  # no image has such values
+        return augmented[-1]
+
+    def forward(self, images):
+        judged.append(images)
+        return real_forward(self, images)
+
+    monkeypatch.setattr(vanilla_gan, "diff_augment", diff_augment)
+    monkeypatch.setattr(models.DCDiscriminator, "forward", forward)
     run_once("--use_diffaug=color,cutout", name="with")
-    assert seen == [("color,cutout", False)] * 6  # two iterations: D on real, D on fake, G
-    seen.clear()
+    assert policies == ["color,cutout"] * 6 and all(a is b for a, b in zip(augmented, judged, strict=True))
+    policies.clear()
     run_once(name="without")
-    assert seen == [("", True)] * 6
+    assert policies == [""] * 6
 
 
 def test_hint_where_diffaug_would_help(run_once):

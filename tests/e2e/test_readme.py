@@ -27,21 +27,28 @@ def project(checkout):
     return checkout
 
 
+@pytest.fixture(scope="module")
+def results(project):
+    """What each command did, in the order of the README: what one writes, a later one may resume."""
+    results = {}
+    for line in commands():
+        program, script, *arguments = shlex.split(line)
+        assert program == "python"
+        if "list" not in arguments:
+            runs = list((project / "checkpoints").glob("my-cats/checkpoint-*.pt"))
+            extra = [f"--train_iters={2 + len(runs)}"]
+            arguments += extra if "--resume" in arguments else [*TINY, *extra, "--log_step=1"]
+        results[line] = command(project / script, *arguments, cwd=project)
+    return results
+
+
 @pytest.mark.parametrize("line", commands())
-def test_command(line, project):
-    """In the order of the README: what one command writes, a later one may resume."""
-    program, script, *arguments = shlex.split(line)
-    assert program == "python"
-    if "list" not in arguments:
-        runs = list((project / "checkpoints").glob("my-cats/checkpoint-*.pt"))
-        extra = [f"--train_iters={2 + len(runs)}"]
-        arguments += extra if "--resume" in arguments else [*TINY, *extra, "--log_step=1"]
-    result = command(project / script, *arguments, cwd=project)
-    assert result.returncode == 0, result.stderr
-    assert "Traceback" not in result.stderr and result.stdout
+def test_command(line, results):
+    assert results[line].returncode == 0, results[line].stderr
+    assert "Traceback" not in results[line].stderr and results[line].stdout
 
 
-def test_the_first_command_trains_on_toy_cats(project):
+def test_the_first_command_trains_on_toy_cats(project, results):
     """Without any flag: the embedded cats, with grids, a plot and a checkpoint at the end."""
     (folder,) = (project / "checkpoints").glob("vanilla_gan-toy_cats-*")
     run = FinishedRun(folder)
@@ -69,7 +76,7 @@ def test_pictures_exist_and_are_small():
         assert (ROOT / name).stat().st_size < 300_000, name
 
 
-def test_run_folder_of_the_text(project):
+def test_run_folder_of_the_text(project, results):
     """Every file that a run wrote is one that the README names."""
     block = README.split("checkpoints/<name>/\n")[1].split("\n\n")[0]
     named = [re.sub(r"\d{6}", "*", line.split()[0]) for line in block.splitlines()]

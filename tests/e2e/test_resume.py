@@ -112,6 +112,28 @@ def test_nothing_to_do(photos, tmp_path, capsys):
     assert (tmp_path / "x" / "checkpoint-000002.pt").read_bytes() == before
 
 
+def test_stop_after_the_last_iteration_is_a_finish(photos, tmp_path, monkeypatch, capsys):
+    stop_at(monkeypatch, 2, signal.SIGINT)
+    assert train(f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--name=x", "--train_iters=2") == 0
+    assert "Finished 2 iterations" in capsys.readouterr().out
+
+
+def test_killed_before_the_first_checkpoint(photos, tmp_path, monkeypatch):
+    """Nothing was saved, so the run starts over in its folder, and equals one that was not killed."""
+    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--train_iters=3", "--log_step=1"]
+    assert train(*flags, "--name=whole") == 0
+
+    def crash(*args):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vanilla_gan.Run, "save_checkpoint", crash)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(*flags, "--name=parts")
+    assert resume(f"--resume={tmp_path / 'parts'}") == 0
+    assert_same_runs(FinishedRun(tmp_path / "whole"), FinishedRun(tmp_path / "parts"))
+
+
 def test_stop_before_the_first_iteration(photos, tmp_path, monkeypatch):
     """A signal while the first grids are drawn leaves a run that can be resumed, and equals one that never stopped."""
     flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--train_iters=2", "--log_step=1"]

@@ -115,3 +115,20 @@ def test_not_a_number_stops_before_the_checkpoint(flags, tmp_path, monkeypatch, 
     run = FinishedRun(tmp_path / "run")
     assert run.steps("checkpoint-*.pt") == [2, 4]
     assert all(torch.isfinite(value).all() for value in run.checkpoint()["networks"]["G"].values())
+
+
+def test_weights_that_are_no_numbers_are_not_saved(flags, tmp_path, monkeypatch, capsys):
+    """An update may overflow after its losses were computed: the weights themselves are checked."""
+    real = vanilla_gan.train_step
+
+    def train_step(state, batch, options):
+        losses = real(state, batch, options)
+        if state.step == 3:
+            next(state.networks["G"].parameters()).data[0] = float("inf")
+        return losses
+
+    monkeypatch.setattr(vanilla_gan, "train_step", train_step)
+    assert train(*flags, "--name=run", "--train_iters=8") == 3
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "weights of G are no longer finite at iteration 4" in err
+    assert FinishedRun(tmp_path / "run").steps("checkpoint-*.pt") == [2]

@@ -36,9 +36,13 @@ def test_signal_saves_and_says_how_to_go_on(number, code, photos, tmp_path):
     assert int(rows[-1]["step"]) == step == len(rows), "no iteration was lost, none was half done"
     assert (run.folder / "losses.png").stat().st_size > 0 and not list(run.folder.glob(".*"))
     words = shlex.split(out.splitlines()[-1])
-    assert words == ["python", "vanilla_gan.py", "--resume", str(run.folder)], "the last line is a command"
+    assert words == ["python", str(ROOT / "vanilla_gan.py"), "--resume", str(run.folder)], "the last line is a command"
     result = subprocess.run(
-        [sys.executable, *words[1:], f"--train_iters={step + 2}"], cwd=ROOT, capture_output=True, text=True, timeout=90
+        [sys.executable, *words[1:], f"--train_iters={step + 2}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=90,
     )
     assert result.returncode == 0, result.stderr
     assert [int(row["step"]) for row in FinishedRun(tmp_path / "run").rows()] == list(range(1, step + 3))

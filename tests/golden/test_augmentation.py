@@ -104,14 +104,19 @@ def test_autocontrast_equals_torchvision():
 
 def test_deluxe_autocontrast_is_crop_flip_contrast():
     images, u = stored(64) // 2 + 30, uniforms(24)
+    images[:4] = torch.tensor([255, 200, 37], dtype=torch.uint8)[:, None, None]  # flat: their contrast is no noise
+    u[:4, 23] = 0.0
     expected = []
     for image, box, numbers in zip(images, random_boxes(u[:, :22], 64).tolist(), u.tolist(), strict=True):
-        out = TF.resized_crop(image.float(), *box, [32, 32], InterpolationMode.BILINEAR, antialias=True)
+        out = TF.resized_crop(image, *box, [32, 32], InterpolationMode.BILINEAR, antialias=True)  # uint8
         out = TF.hflip(out) if numbers[22] < 0.5 else out
-        out = TF.autocontrast(out / 255) * 255 if numbers[23] < 0.5 else out
+        out = TF.autocontrast(out) if numbers[23] < 0.5 else out
         expected.append(to_unit_range(out))
     found = AUGMENTATIONS["deluxe_autocontrast"].apply(images, 32, u)
-    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=2e-3)
+    # torchvision cuts the stretched values off to whole ones, and its crops are one level off now and then, which the
+    # stretch makes more of.
+    difference = (found - torch.stack(expected)).abs() * 127.5
+    assert difference.max() < 6 and difference.mean() < 0.5 and difference[:4].max() < 1e-3
     assert (
         {number < 0.5 for number in u[:, 22].tolist()}
         == {number < 0.5 for number in u[:, 23].tolist()}

@@ -33,6 +33,9 @@ def test_find_folder(tmp_path, monkeypatch):
         find_folder("file.png")
     with pytest.raises(UserError, match=r"--X: there is no folder dog"):
         find_folder("dog", flag="--X")
+    for name in ("", " ", "~no_such_user/x"):
+        with pytest.raises(UserError, match="--data"):
+            find_folder(name)
 
 
 def test_list_images(tmp_path):
@@ -109,6 +112,18 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     Image.fromarray(values).save(tmp_path / "x.png")
     found = decode(tmp_path / "x.png", 32)[0].numpy()
     assert np.abs(found - values / 257.0).max() <= 0.51 and len(np.unique(found)) == 256
+
+
+@pytest.mark.parametrize(
+    "mode, value, expected",
+    [("F", 0.5, 128), ("F", 128.0, 128), ("F", 32768.0, 128), ("I", 128, 128), ("I", 32768, 128)],
+)
+def test_wide_modes_keep_their_brightness(mode, value, expected):
+    assert pixel(Image.new(mode, (2, 2), value)) == (expected,) * 3
+
+
+def test_float_images_with_nan():
+    assert pixel(Image.fromarray(np.array([[np.nan, 1.0], [0.5, 0.25]], dtype=np.float32))) == (0, 0, 0)
 
 
 def test_exif_rotation(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import DISCRIMINATORS, IMAGE_SIZES, INITS, NORMS, UPSAMPLES, DCGenerator
+from models import DISCRIMINATORS, IMAGE_SIZES, INITS, NORMS, UPSAMPLES, DCGenerator, ReflectConv
 
 
 def convs(network):
@@ -26,8 +26,19 @@ def test_generator_of_the_design():
     assert channels == [(100, 256), (256, 128), (128, 64), (64, 32), (32, 3)]
     large = convs(DCGenerator(256, 32, 100))
     assert [conv.out_channels for conv in large] == [256, 256, 256, 256, 256, 128, 128, 64, 64, 32, 32, 3]
-    assert {conv.padding_mode for conv in large[1:]} == {"reflect"}
-    assert {conv.padding_mode for conv in convs(DCGenerator(128, 4))} == {"zeros"}
+    assert {type(conv) for conv in large[2::2]} == {ReflectConv} and ReflectConv not in map(
+        type, convs(DCGenerator(128))
+    )
+    assert {conv.padding_mode for conv in large[1::2]} == {"reflect"}
+
+
+def test_reflect_conv_is_the_one_of_pytorch():
+    torch.manual_seed(0)
+    ours = ReflectConv(2, 3, bias=True).double()
+    theirs = nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect", dtype=torch.float64)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 2, 5, 4, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), theirs(x))
 
 
 @pytest.mark.parametrize("image_size", IMAGE_SIZES)

@@ -3,7 +3,6 @@
 import dataclasses
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -78,6 +77,7 @@ def test_flag_forms():
         (["--noise_size=0"], ["--noise_size", "0", "at least 1"]),
         (["--lr=0"], ["--lr", "0", "above 0"]),
         (["--lr=nan"], ["--lr", "nan", "above 0"]),
+        (["--lr=inf"], ["--lr", "inf", "above 0"]),
         (["--beta1=1"], ["--beta1", "1.0", "below 1"]),
         (["--ema_decay=1.5"], ["--ema_decay", "1.5", "below 1"]),
         (["--test_split=1"], ["--test_split", "1.0", "below 1"]),
@@ -124,14 +124,12 @@ def test_preset_list_prints_one_line_each(capsys):
 @pytest.mark.parametrize("argument", ["--help", "--image_size=48"])
 def test_answers_without_importing_torch(argument):
     """An import of torch would be on the list of modules that -X importtime prints."""
-    started = time.monotonic()
     result = subprocess.run(
         [sys.executable, "-X", "importtime", str(ROOT / "vanilla_gan.py"), argument],
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     modules = {line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines() if line.startswith("import time")}
     assert "options" in modules and not modules & {"torch", "numpy", "PIL", "matplotlib"}
-    assert time.monotonic() - started < 5
 
 
 def test_choices_are_the_names_that_the_code_knows():
@@ -165,7 +163,7 @@ def test_options_are_frozen():
 
 
 RESUMABLE = {
-    "name", "checkpoint_dir", "sample_dir", "resume", "cache_gb", "num_workers", "train_iters", "num_epochs",
+    "name", "checkpoint_dir", "resume", "cache_gb", "num_workers", "train_iters", "num_epochs",
     "log_step", "sample_every", "checkpoint_every", "device",
 }  # fmt: skip
 

@@ -20,6 +20,47 @@ def create(tmp_path, **options):
     return Run.create(VanillaOptions(checkpoint_dir=str(tmp_path), **options), "vanilla_gan.py", "vanilla-cats")
 
 
+def find(folder):
+    return Run.find(VanillaOptions(resume=str(folder), given=frozenset({"resume"})), "vanilla_gan.py")
+
+
+def test_a_faster_run_takes_the_number(tmp_path, monkeypatch):
+    """Two runs choose the same number at once: the slower one takes the next."""
+    real, others = Run._next_folder, iter(["vanilla-cats-001"])
+
+    def slow(parent, stem):
+        folder = real(parent, stem)
+        for name in others:
+            (tmp_path / name).mkdir()
+        return folder
+
+    monkeypatch.setattr(Run, "_next_folder", staticmethod(slow))
+    assert create(tmp_path).folder.name == "vanilla-cats-002"
+
+
+def test_a_renamed_run_keeps_its_sample_folder(tmp_path):
+    """And does not take that of another run which has its new name."""
+    first = create(tmp_path / "a", name="x", sample_dir=str(tmp_path / "grids"))
+    other = create(tmp_path / "b", name="y", sample_dir=str(tmp_path / "grids"))
+    other.folder.rename(tmp_path / "b" / "x")
+    assert find(tmp_path / "b" / "x")[0].samples == other.samples == tmp_path / "grids" / "y"
+    assert find(first.folder)[0].samples == first.samples == tmp_path / "grids" / "x"
+    inside = create(tmp_path / "a", name="z")
+    inside.folder.rename(tmp_path / "a" / "zz")
+    assert find(tmp_path / "a" / "zz")[0].samples == tmp_path / "a" / "zz" / "samples"
+
+
+@pytest.mark.parametrize("text", ["", "st", "step,G", "\0\0\0"])
+def test_losses_without_a_whole_header_start_anew(tmp_path, text):
+    run = create(tmp_path)
+    run.save_checkpoint(5, {})
+    (run.folder / "losses.csv").write_text(text)
+    assert run.load_checkpoint()["step"] == 5
+    run.start(VanillaOptions(checkpoint_dir=str(tmp_path)), CPU)
+    run.add_losses(6, {"G": 1.0}, 0.5)
+    assert (run.folder / "losses.csv").read_text() == "step,G,lr\n6,1,0.5\n"
+
+
 def test_default_names_count_up_and_never_fill_a_gap(tmp_path):
     assert [create(tmp_path).folder.name for _ in range(2)] == ["vanilla-cats-001", "vanilla-cats-002"]
     (tmp_path / "vanilla-cats-007").mkdir()
@@ -46,8 +87,9 @@ def test_taken_sample_folder_is_refused_and_nothing_is_left(tmp_path):
 
 def test_unwritable_parent(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"--checkpoint_dir: no run folder can be made in .*file"):
-        create(tmp_path / "file")
+    for folder in (tmp_path / "file", tmp_path / "file" / "runs"):
+        with pytest.raises(UserError, match=r"--checkpoint_dir: .*file is no folder that you can write to"):
+            create(folder)
 
 
 def test_write_whole_leaves_the_old_file_when_writing_fails(tmp_path):
@@ -73,7 +115,7 @@ def test_losses_are_cut_back_to_the_checkpoint(tmp_path):
     path = run.folder / "losses.csv"
     assert path.read_text() == "step,G,lr\n10,1.42857,0.001\n20,2.85714,0.001\n30,4.28571,0.001\n"
     path.write_text(path.read_text() + "40,5.7")  # torn by a crash
-    again, _ = Run.find(VanillaOptions(resume=str(run.folder), given=frozenset({"resume"})), "vanilla_gan.py")
+    again, _ = find(run.folder)
     assert again.load_checkpoint()["step"] == 20
     assert path.read_text() == "step,G,lr\n10,1.42857,0.001\n20,2.85714,0.001\n"
 

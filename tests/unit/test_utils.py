@@ -1,13 +1,12 @@
 """Device, precision, gradients, grids and exit codes."""
 
-import subprocess
-import sys
+import os
 
 import pytest
 import torch
 from torch import nn
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, command
 from utils import (
     NonFiniteError,
     UserError,
@@ -24,8 +23,11 @@ CPU = torch.device("cpu")
 
 def test_device():
     assert choose_device("cpu") == CPU
-    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else choose_device("auto").type)
-    if not torch.cuda.is_available():
+    with pytest.MonkeyPatch.context() as patch:
+        for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
+            patch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+            patch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+            assert choose_device("auto").type == expected
         with pytest.raises(UserError, match="--device: cuda is not available"):
             choose_device("cuda")
 
@@ -80,7 +82,14 @@ def test_image_grid():
 
 
 @pytest.mark.parametrize(
-    "error, code", [(UserError("two\nlines"), 2), (NonFiniteError("x"), 3), (KeyboardInterrupt(), 130)]
+    "error, code",
+    [
+        (UserError("two\nlines"), 2),
+        (OSError(28, "No space left on device", "checkpoint.pt"), 2),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has"), 2),
+        (NonFiniteError("x"), 3),
+        (KeyboardInterrupt(), 130),
+    ],
 )
 def test_exit_codes(capsys, error, code):
     def main():
@@ -96,9 +105,6 @@ def test_mismatched_torchvision_is_one_line(tmp_path):
     (tmp_path / "torchvision" / "__init__.py").write_text(
         "raise RuntimeError('operator torchvision::nms does not exist')"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", "import sys; sys.path[:0] = sys.argv[1:]; import utils", str(tmp_path), str(ROOT)],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    result = command(ROOT / "vanilla_gan.py", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert result.returncode == 2 and result.stdout == "" and result.stderr.count("\n") == 1, result.stderr
     assert "pip install" in result.stderr and torch.__version__ in result.stderr
