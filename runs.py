@@ -26,9 +26,8 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,37 +35,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import UserError
+from utils import UserError, write_json, write_whole
 
 FORMAT = 1  # of checkpoints; raised when an older program could not read a newer one's
 _PLOT_SECONDS = 10.0  # least time between two drawings of losses.png
 
 Options = TypeVar("Options")
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file whole or not at all, even if the power fails: temporary file, sync, rename, sync of the folder."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the new name is safe once its folder is
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write plain types as indented JSON, whole or not at all."""
-    write_whole(path, lambda file: file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()))
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """Torn files: what a crash can leave behind must cost no more than the iterations since the last checkpoint."""
 
+import os
 import zipfile
 
 import pytest
 import torch
 
-import runs
 import vanilla_gan
 from tests.conftest import FinishedRun, assert_same, resume, train
 
@@ -76,7 +76,7 @@ def test_crash_while_saving_keeps_the_last_checkpoint(moment, flags, tmp_path, m
             file.write(b"PK half of a checkpoint")
             raise Crash
         real_save(content, file)
-        monkeypatch.setattr(runs.os, moment, crash)
+        monkeypatch.setattr(os, moment, crash)
 
     with monkeypatch.context() as patch:
         monkeypatch.setattr(torch, "save", save)

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from options import VanillaOptions
-from runs import FORMAT, Run, _smooth, draw_losses, write_json, write_whole
-from utils import UserError
+from runs import FORMAT, Run, _smooth, draw_losses
+from utils import UserError, write_json, write_whole
 
 CPU = torch.device("cpu")
 
