@@ -1,20 +1,24 @@
 """What a run shows: one line that moves in a terminal, plain lines without one, and the same text in log.txt."""
 
+import fcntl
 import os
 import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 
 from tests.conftest import ROOT, TINY, FinishedRun, command
 
 
 def test_in_a_terminal_one_line_shows_iteration_losses_speed_and_time_left(photos, tmp_path):
     master, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 150, 0, 0))  # a new terminal has no columns
     arguments = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--name=run", "--train_iters=60", "--log_step=5"]
     with subprocess.Popen(
         [sys.executable, str(ROOT / "vanilla_gan.py"), *TINY, *arguments],
-        stdin=terminal, stdout=terminal, stderr=terminal, env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "150"},
+        stdin=terminal, stdout=terminal, stderr=terminal, env={**os.environ, "OMP_NUM_THREADS": "1"},
     ) as process:  # fmt: skip
         os.close(terminal)
         shown = b""
@@ -27,7 +31,9 @@ def test_in_a_terminal_one_line_shows_iteration_losses_speed_and_time_left(photo
     assert process.returncode == 0
     frames = [frame for frame in re.split(r"[\r\n]+", shown.decode()) if "it/s" in frame]
     assert len(frames) > 2
-    assert any(re.search(r"\d+/60 \[.*<.*it/s.*D_real \d\.\d+  D_fake \d\.\d+  D_total \d\.\d+  G \d", f) for f in frames)
+    assert any(
+        re.search(r"\d+/60 \[.*<.*it/s.*D_real \d\.\d+  D_fake \d\.\d+  D_total \d\.\d+  G \d", f) for f in frames
+    )
     assert shown.decode().count("Finished 60 iterations") == 1
 
 
@@ -38,5 +44,13 @@ def test_without_a_terminal_plain_lines(photos, tmp_path):
     assert re.search(r"^20/20  D_real \d\.\d+ .* it/s, \d\d:\d\d left$", result.stdout, re.MULTILINE)
     log = FinishedRun(tmp_path / "run").log
     assert log == result.stdout, "log.txt holds what was shown"
-    for word in ("10 images from", "G has", "Finished 20 iterations", "samples", "losses.png", "tensorboard", "--resume"):
+    for word in (
+        "10 images from",
+        "G has",
+        "Finished 20 iterations",
+        "samples",
+        "losses.png",
+        "tensorboard",
+        "--resume",
+    ):
         assert word in log
