@@ -68,6 +68,9 @@ def list_images(folder: Path, ext: str | None = None, flag: str = "--data") -> l
         path for path in folder.iterdir()
         if path.suffix.lower() in accepted and not path.name.startswith(".") and path.is_file()
     )  # fmt: skip
+    folders = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not files and folders:
+        raise UserError(f"{flag}: no image in {folder}, but folders: {', '.join(folders[:5])}; give one of them")
     if not files:
         raise UserError(f"{flag}: no image in {folder}; accepted endings: {', '.join(accepted)}")
     return files

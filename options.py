@@ -6,6 +6,7 @@ preset beats the default.
 
 import argparse
 import dataclasses
+import difflib
 import math
 import types
 from collections.abc import Sequence
@@ -243,7 +244,12 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
+        unknown = message.partition("unrecognized arguments: ")[2].partition(" ")[0].partition("=")[0]
+        known = [flag for action in self._actions for flag in action.option_strings]
+        hint = "".join(
+            f", did you mean {flag}?" for flag in difflib.get_close_matches(unknown, known, n=1, cutoff=0.75)
+        )
+        self.exit(2, f"{self.prog}: error: {message}{hint} (--help lists the options)\n")
 
 
 def build_parser(cls: type[CommonOptions], prog: str, manual: str) -> argparse.ArgumentParser:
@@ -259,7 +265,8 @@ def build_parser(cls: type[CommonOptions], prog: str, manual: str) -> argparse.A
     hints = get_type_hints(cls)
     fields = option_fields(cls)
     groups = {name: parser.add_argument_group(name) for name in dict.fromkeys(f.metadata["group"] for f in fields)}
-    for field in fields:
+    common = {field.name for field in option_fields(CommonOptions)}
+    for field in sorted(fields, key=lambda field: field.name in common):  # the script's own come first in each group
         meta = field.metadata
         kind = hints[field.name]
         if get_origin(kind) in (Union, types.UnionType):  # `int | None` is read as int

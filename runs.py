@@ -159,11 +159,16 @@ class Run:
             cls._refuse_taken_name(request)
             return None, request
         folder = Path(request.resume or Path(request.checkpoint_dir) / request.name)
+        if not folder.exists() and (Path(request.checkpoint_dir) / folder).exists():
+            folder = Path(request.checkpoint_dir) / folder  # the run was named without its parent
         try:
             saved = json.loads((folder / "options.json").read_text(encoding="utf-8"))
             saved_script, values, samples = saved["script"], saved["options"], saved["samples"]
         except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"--resume: {folder} is no run folder (it has no readable options.json)") from None
+            example = Path(request.checkpoint_dir) / "NAME"
+            raise UserError(
+                f"--resume: {folder} is no run folder (it has no readable options.json); give one, such as {example}"
+            ) from None
         if saved_script != script:
             raise UserError(f"--resume: {folder} is a run of {saved_script}; use that script")
         folder = folder.resolve() if folder.name in ("", "..") else folder  # "." and ".." have no name of their own
@@ -348,7 +353,7 @@ class Run:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Return the centered moving average over a twentieth of the curve; at its ends over what there is."""
+    """Return the centered moving average over a tenth of the curve; at its ends over what there is."""
     width = max(1, len(values) // 20) * 2 + 1
     kernel = np.ones(min(width, 2 * len(values) - 1))
     half = len(kernel) // 2

@@ -268,11 +268,6 @@ def train(
         saved_step = state.step
 
     saved_step = run.resumed_step
-    if state.step >= total:
-        run.say(f"{run.folder} is at iteration {state.step} of {total}: nothing to do. A larger --num_epochs or "
-                "--train_iters goes on.")  # fmt: skip
-        run.close()
-        return 0
     run.say(f"Training to iteration {total} in {run.folder}" + (f", from {state.step}" if state.step else ""))
     progress = Progress(run, state.step, total)
     with StopSignals() as stop, progress.bar:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ class NonFiniteError(Exception):
 
 def run_main(main: Callable[[], int], prog: str) -> int:
     """Call `main` and return the exit code: its own, 2 after a UserError, 3 after NonFiniteError, 130 after Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return main()
     except UserError as error:

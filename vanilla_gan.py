@@ -1,15 +1,17 @@
 """Train a DCGAN on a folder of images.
 
-    python vanilla_gan.py                                           # toy cats, about three minutes on two CPU cores
+    python vanilla_gan.py                                           # toy cats, a few minutes on two CPU cores
     python vanilla_gan.py --data photos/cats --data_aug deluxe --use_diffaug
     python vanilla_gan.py --preset list                             # what published projects used
     python vanilla_gan.py --resume checkpoints/NAME                 # go on where a run stopped
     python vanilla_gan.py --resume checkpoints/NAME --num_epochs 400
 
 A run writes its grids, losses, checkpoints and log to checkpoints/NAME/; README.md says what each file is.
-Ctrl-C stops after the current iteration, saves, and prints how to go on.
+Ctrl-C stops after the current iteration, saves, and prints how to go on. This file is the GAN; the loop around it, with
+the learning rate, the moving average of G, checkpoints and signals, is trainer.py.
 """
 
+import signal
 import sys
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from options import VanillaOptions, parse_command_line
 SCRIPT = "vanilla_gan.py"
 
 if __name__ == "__main__":  # before torch loads, so that --help and a mistyped flag answer at once
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # and Ctrl-C ends the imports without a traceback
     OPTIONS = parse_command_line(VanillaOptions, sys.argv[1:], SCRIPT, __doc__)
 
 import torch
@@ -32,16 +35,26 @@ from runs import Run
 from trainer import State, make_state, train
 from utils import UserError, count_parameters, descend, grid_columns, image_grid, run_main, set_up
 
+# Panels of losses.png: title -> the losses that it shows.
 PANELS = {"": ["D_real", "D_fake", "D_total", "G"]}
 
 
 def build_networks(options: VanillaOptions) -> dict[str, nn.Module]:
     """Return the generator G: z -> images, and the discriminator D: images -> logits."""
     G = DCGenerator(
-        options.image_size, options.conv_dim, options.noise_size, options.norm, options.upsample, options.init_type
+        image_size=options.image_size,
+        conv_dim=options.conv_dim,
+        noise_size=options.noise_size,
+        norm=options.norm,
+        upsample=options.upsample,
+        init_type=options.init_type,
     )
     D = DISCRIMINATORS[options.disc](
-        options.image_size, options.conv_dim, options.norm, options.spectral_norm, options.init_type
+        image_size=options.image_size,
+        conv_dim=options.conv_dim,
+        norm=options.norm,
+        use_spectral_norm=options.spectral_norm,
+        init_type=options.init_type,
     )
     return {"G": G, "D": D}
 
@@ -110,8 +123,9 @@ def main(request: VanillaOptions) -> int:
     device, precision = set_up(options.device, options.amp, options.seed, options.deterministic)
 
     # Decode the images.
-    folder = find_folder(options.data) if options.data is not None else toy_cats(options.image_size) / "trainB"
-    files, held_out = hold_out(list_images(folder, options.ext), options.test_split)
+    flag = "--data" if options.preset is None else f"--data of the preset {options.preset}"
+    folder = find_folder(options.data, flag) if options.data is not None else toy_cats(options.image_size) / "trainB"
+    files, held_out = hold_out(list_images(folder, options.ext, flag), options.test_split)
     images = ImageBatches(
         files, options.image_size, options.data_aug, options.batch_size, options.seed, device, options.cache_gb,
         options.num_workers,
@@ -119,7 +133,10 @@ def main(request: VanillaOptions) -> int:
     total = options.train_iters or images.iterations(options.num_epochs)
 
     # Build the networks, with an optimizer each, and a moving average of G.
-    state = make_state(build_networks(options), {"G": ["G"], "D": ["D"]}, ["G"], options, device, precision)
+    groups = {"G": ["G"], "D": ["D"]}
+    state = make_state(
+        build_networks(options), groups, averaged=["G"], options=options, device=device, precision=precision
+    )
 
     # Make the run folder, or go on from the newest checkpoint.
     if run is None:
@@ -130,6 +147,9 @@ def main(request: VanillaOptions) -> int:
     checkpoint = run.load_checkpoint()
     if checkpoint is not None:
         state.load(checkpoint)
+    if state.step >= total:
+        print(f"{run.folder} is at iteration {state.step} of {total}: nothing to do; a larger --train_iters goes on")
+        return 0
     run.start(options, device)
 
     # Say what will be trained on what.
@@ -139,6 +159,8 @@ def main(request: VanillaOptions) -> int:
         run.say(line)
     if len(images) < 1000 and not options.use_diffaug:
         run.say(f"Hint: D soon knows {len(images)} images by heart; --use_diffaug keeps it from that")
+    if total < 1000:
+        run.say(f"Hint: {total} iterations are few for a GAN; from --train_iters 3000 on there is more to see")
     run.say(f"G has {count_parameters(state.networks['G']):,} weights, D {count_parameters(state.networks['D']):,}")
 
     # Show what D will see of the real images, then train.

@@ -45,7 +45,9 @@ MISTAKES = {
     "policy": (["--use_diffaug=colour"], ["--use_diffaug", "colour", "color,translation,cutout"]),
     "fp16 on a CPU": (["--amp=fp16"], ["--amp", "fp16", "bf16"]),
     "hold out all": (["--test_split=0.99"], ["--test_split", "0.99", "smaller"]),
-    "resume no run": (["--resume={tmp}/empty"], ["--resume", "empty", "no run folder"]),
+    "resume no run": (["--resume={tmp}/empty"], ["--resume", "empty", "no run folder", "runs/NAME"]),
+    "folder of folders": (["--data={tmp}"], ["--data", "broken, empty, photos, runs", "give one of them"]),
+    "images of a preset": (["--preset=hasey", "--data=no/where"], ["--data of the preset hasey", "no/where"]),
     "resume nothing": (["--resume"], ["--resume", "RUN_FOLDER"]),
 }
 

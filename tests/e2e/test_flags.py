@@ -142,7 +142,11 @@ def test_diffaug_is_what_D_sees(run_once, monkeypatch):
 
 def test_hint_where_diffaug_would_help(run_once):
     assert "Hint: D soon knows 10 images by heart; --use_diffaug" in run_once(name="without").log
-    assert "Hint" not in run_once("--use_diffaug", name="with").log
+    assert "by heart" not in run_once("--use_diffaug", name="with").log
+
+
+def test_hint_where_a_run_is_short(run_once):
+    assert "Hint: 2 iterations are few" in run_once().log
 
 
 def test_disc(run_once):

@@ -106,10 +106,11 @@ def forget_sums(load):
 
 def test_nothing_to_do(photos, tmp_path, capsys):
     assert train(f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--name=x", "--train_iters=2") == 0
-    before = (tmp_path / "x" / "checkpoint-000002.pt").read_bytes()
-    assert resume(f"--resume={tmp_path / 'x'}") == 0
-    assert "nothing to do" in capsys.readouterr().out
-    assert (tmp_path / "x" / "checkpoint-000002.pt").read_bytes() == before
+    before = {path: path.read_bytes() for path in (tmp_path / "x").rglob("*") if path.is_file()}
+    for length in ([], ["--train_iters=1"]):
+        assert resume("--resume=x", f"--checkpoint_dir={tmp_path}", "--sample_every=1", *length) == 0
+        assert "nothing to do" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in (tmp_path / "x").rglob("*") if path.is_file()} == before
 
 
 def test_stop_after_the_last_iteration_is_a_finish(photos, tmp_path, monkeypatch, capsys):

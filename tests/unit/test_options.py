@@ -88,7 +88,8 @@ def test_flag_forms():
         (["--name=a\\b"], ["--name"]),
         (["--name="], ["--name", "''"]),
         (["--resume"], ["--resume", "RUN_FOLDER"]),
-        (["--batchsize=3"], ["--batchsize=3", "--help"]),
+        (["--batchsize=3"], ["--batchsize=3", "did you mean --batch_size?", "--help"]),
+        (["--colour"], ["--colour (--help"]),
         (["--lr"], ["--lr", "expected one argument"]),
     ],
 )
