@@ -103,6 +103,9 @@ def test_write_whole_leaves_the_old_file_when_writing_fails(tmp_path):
     with pytest.raises(OSError, match="no space"):
         write_whole(path, fail)
     assert json.loads(path.read_text()) == {"a": 1} and os.listdir(tmp_path) == ["x.json"]
+    before = path.stat().st_ino
+    write_json(path, {"a": 2})
+    assert path.stat().st_ino != before, "a new file takes the name; the old one is never written to"
 
 
 def test_losses_are_cut_back_to_the_checkpoint(tmp_path):
