@@ -10,10 +10,10 @@ no second start of Python, and no rules for signals and forks.
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
+from data.toy_cats import default_root, ensure_toy_cats
 from utils import UserError
 
 # isort: split
@@ -48,6 +49,50 @@ def find_folder(name: str, flag: str = "--data") -> Path:
         if folder.exists():
             raise UserError(f"{flag}: {folder} is a file; give the folder that holds the images")
     raise UserError(f"{flag}: there is no folder {name}, nor {_DATA_ROOT / name}; give a folder of images")
+
+
+def toy_cats(image_size: int) -> Path:
+    """Return the root of the embedded data set, drawn at `image_size` on first use. Raises UserError if it can't be."""
+    try:
+        return ensure_toy_cats(default_root(image_size), image_size)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--data: the toy cats could not be drawn ({error}); give a folder of images") from None
+
+
+class Source(NamedTuple):
+    """Where the images of one domain come from: the folders to train and to test on, and the flag for messages."""
+
+    train: Path
+    test: Path | None
+    flag: str
+
+
+def find_images(options: Any) -> dict[str, Source]:
+    """Return the source of vanilla_gan.py: the folder of --data, or the grumpy toy cats. Raises UserError."""
+    if options.data is None:
+        return {"images": Source(toy_cats(options.image_size) / "trainB", None, "--data")}
+    return {"images": Source(find_folder(options.data, options.flag("data")), None, options.flag("data"))}
+
+
+def find_domains(options: Any) -> dict[str, Source]:
+    """Return the sources X and Y of cycle_gan.py: the folders of --X and --Y, or those in --data or of the toy cats.
+
+    Raises:
+        UserError: no such folder, or no trainA and trainB in it.
+    """
+    if options.X is not None:
+        flags = {name: options.flag(name) for name in ("X", "Y")}
+        return {name: Source(find_folder(getattr(options, name), flag), None, flag) for name, flag in flags.items()}
+    flag = options.flag("data")
+    root = toy_cats(options.image_size) if options.data is None else find_folder(options.data, flag)
+    sources = {}
+    for name, letter in (("X", "A"), ("Y", "B")):
+        train, test = root / f"train{letter}", root / f"test{letter}"
+        if not train.is_dir():
+            raise UserError(f"{flag}: {root} holds no folder {train.name}; CycleGAN needs trainA and trainB there, or "
+                            "give the folders of the two domains with --X and --Y")  # fmt: skip
+        sources[name] = Source(train, test if test.is_dir() else None, flag)
+    return sources
 
 
 def list_images(folder: Path, ext: str | None = None, flag: str = "--data") -> list[Path]:
@@ -268,6 +313,9 @@ class ImageBatches:
         seed: of the order of the images. The draws of the augmentation come from torch's generator of the device.
         cache_gb: memory for decoded images; above it they are streamed.
         num_workers: threads that decode; None or 0 means one per core.
+        stream: which of several folders with the same seed this is: each has an order of its own.
+        test: images that are not trained on.
+        flag: where `files` come from, for messages.
 
     Attributes:
         files: the readable files, in the order of their index.
@@ -287,9 +335,13 @@ class ImageBatches:
         device: torch.device,
         cache_gb: float = 4.0,
         num_workers: int | None = None,
+        stream: int = 0,
+        test: Sequence[Path] = (),
+        flag: str = "--data",
     ):
         self.augmentation = AUGMENTATIONS[data_aug]
-        self.image_size, self.batch_size, self.seed = image_size, batch_size, seed
+        self.image_size, self.batch_size, self.seed, self.stream = image_size, batch_size, seed, stream
+        self.test = list(test)
         self.device = device
         self.stored_size = self.augmentation.stored_size(image_size)
         self.is_cached = len(files) * 3 * self.stored_size**2 <= cache_gb * 1e9
@@ -312,7 +364,7 @@ class ImageBatches:
             self.files.append(path)
         if not self.files:
             raise UserError(
-                f"--data: none of the {len(files)} images in {files[0].parent} is readable (first: {files[0].name}, "
+                f"{flag}: none of the {len(files)} images in {files[0].parent} is readable (first: {files[0].name}, "
                 f"{self.skipped[files[0]]}); accepted endings: {', '.join(EXTENSIONS)}"
             )
         self.images = images[: len(self.files)].to(device)  # (N, 3, R, R)
@@ -340,15 +392,29 @@ class ImageBatches:
         """Return the first `count` images in the order of the run, with draws of their own, (count, 3, S, S)."""
         return torch.cat([self.batch(step) for step in range(math.ceil(count / self.batch_size))])[:count]
 
+    def to_look_at(self, count: int) -> Tensor:
+        """Return up to `count` images without augmentation, (n, 3, S, S) in [-1, 1]: those of `test` first."""
+        images: list[Tensor] = []
+        for path in [*self.test, *self.files]:
+            image = _try_decode(path, self.image_size)
+            if not isinstance(image, str):
+                images.append(image)
+            if len(images) == count:
+                break
+        return _to_unit_range(torch.stack(images)).to(self.device)
+
     def indices(self, step: int) -> np.ndarray:
-        """Return the images of batch `step` (from 0), int64 (B,): a pure function of (seed, step).
+        """Return the images of batch `step` (from 0), int64 (B,): a pure function of (seed, stream, step).
 
         The batches are cut from one endless sequence of passes, each a permutation of all images, so that every pass
         shows every image once, whether or not the batch size divides their number.
         """
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         passes, places = np.divmod(positions, len(self))
-        orders = {p: np.random.default_rng((self.seed, p)).permutation(len(self)) for p in np.unique(passes).tolist()}
+        orders = {
+            p: np.random.default_rng((self.seed, p, self.stream)).permutation(len(self))
+            for p in np.unique(passes).tolist()
+        }
         return np.array([orders[p][i] for p, i in zip(passes.tolist(), places.tolist(), strict=True)])
 
     def batch(self, step: int) -> Tensor:
@@ -377,3 +443,25 @@ class ImageBatches:
         self._streamed = {ahead: batch for ahead, batch in self._streamed.items() if ahead > step}
         batch = torch.stack(images)  # (B, 3, R, R)
         return batch.pin_memory() if self.device.type == "cuda" else batch
+
+
+def load_images(sources: dict[str, Source], options: Any, device: torch.device) -> dict[str, ImageBatches]:
+    """Find and decode the images of each source.
+
+    Args:
+        options: ext, test_split, image_size, data_aug, batch_size, seed, cache_gb (for all sources together) and
+            num_workers.
+
+    Raises:
+        UserError: a folder without images, or without readable ones.
+    """
+    data = {}
+    for stream, (name, source) in enumerate(sources.items()):
+        train, test = hold_out(list_images(source.train, options.ext, source.flag), options.test_split)
+        if source.test is not None and not options.test_split:
+            test = list_images(source.test, options.ext, source.flag)
+        data[name] = ImageBatches(
+            train, options.image_size, options.data_aug, options.batch_size, options.seed, device,
+            options.cache_gb / len(sources), options.num_workers, stream, test, source.flag,
+        )  # fmt: skip
+    return data

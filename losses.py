@@ -1,8 +1,10 @@
-"""Objectives. Each function takes logits of any shape and returns a scalar tensor: a mean over batch and patches."""
+"""Objectives: adversarial losses of logits of any shape, and distances between images. All return a scalar tensor, a
+mean over the batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -40,4 +42,38 @@ GAN_MODES = {
     "lsgan": LSGAN,
     "vanilla": VANILLA,
     "hinge": HINGE,
+}
+
+
+def has_won(losses: Sequence[float], gan_mode: str) -> bool:
+    """Whether every one of these losses of D, real and fake together, is below 1% of that of a D with logits of 0."""
+    zero, loss = torch.zeros(()), GAN_MODES[gan_mode]
+    return len(losses) > 0 and max(losses) < 0.01 * (loss.real(zero) + loss.fake(zero)).item()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Distances between images
+
+
+def ssim_loss(images: Tensor, target: Tensor) -> Tensor:
+    """0.84 (1 - SSIM) + 0.16 L1 on [0, 1] images (Zhao et al. 2017, "Loss Functions for Image Restoration with Neural
+    Networks", arXiv:1511.08861, with SSIM at one scale).
+
+    Args:
+        images, target: (B, 3, H, W) in [-1, 1].
+    """
+    # Here, because it takes its time to import.
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    images, target = images / 2 + 0.5, target / 2 + 0.5
+    with torch.autocast(images.device.type, enabled=False):  # SSIM subtracts squares of nearly equal size
+        ssim = structural_similarity_index_measure(images.float(), target.float(), data_range=1.0)
+    return 0.84 * (1 - ssim) + 0.16 * F.l1_loss(images, target)
+
+
+# Distance of a reconstruction from the original, for images in [-1, 1]: (images, target) -> scalar.
+CYCLE_LOSSES = {
+    "L1": F.l1_loss,
+    "L2": F.mse_loss,
+    "SSIM": ssim_loss,
 }

@@ -3,12 +3,17 @@
 Shapes are written for 64x64 images and c = conv_dim. Every layer but the last of a network is followed by a
 normalization and a ReLU; a convolution has a bias only where no normalization follows.
 
-    DCGenerator          z (B, noise_size, 1, 1) -> images (B, 3, S, S) in [-1, 1]
-    DCDiscriminator      images (B, 3, S, S) -> logits (B, 1, 1, 1)
-    PatchDiscriminator   images (B, 3, S, S) -> logits (B, 1, S/16, S/16), each of which sees 46x46 pixels
+    DCGenerator              z (B, noise_size, 1, 1) -> images (B, 3, S, S) in [-1, 1]
+    CycleGenerator           images (B, 3, H, W) -> images (B, 3, H, W) in [-1, 1]
+    ResnetGenerator          the same, with the layers of the CycleGAN paper
+    DCDiscriminator          images (B, 3, S, S) -> logits (B, 1, 1, 1)
+    PatchDiscriminator       images (B, 3, H, W) -> logits (B, 1, H/16, W/16), each of which sees 46x46 pixels
+    PaperPatchDiscriminator  the same with the layers of the CycleGAN paper: 70x70 pixels, or 94x94
 """
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -93,19 +98,24 @@ class UpConv(nn.Conv2d):
         return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=3)  # (B, out, 2H, 2W)
 
 
-class ReflectConv(nn.Conv2d):
-    """3x3 convolution with reflection padding: (B, in, H, W) -> (B, out, H, W).
+def reflect_pad(x: Tensor, padding: int) -> Tensor:
+    """Pad by reflection: (B, C, H, W) -> (B, C, H + 2 padding, W + 2 padding).
 
-    Pads by joining slices: PyTorch's own reflection padding has no deterministic gradient on CUDA.
+    Joins slices: PyTorch's own reflection padding has no deterministic gradient on CUDA.
     """
+    p = padding
+    x = torch.cat([x[:, :, 1 : p + 1].flip(2), x, x[:, :, -p - 1 : -1].flip(2)], dim=2)  # (B, C, H + 2p, W)
+    return torch.cat([x[:, :, :, 1 : p + 1].flip(3), x, x[:, :, :, -p - 1 : -1].flip(3)], dim=3)  # (.., W + 2p)
 
-    def __init__(self, in_channels: int, out_channels: int, bias: bool):
-        super().__init__(in_channels, out_channels, 3, bias=bias)
+
+class ReflectConv(nn.Conv2d):
+    """Convolution with an odd kernel and reflection padding: (B, in, H, W) -> (B, out, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, *, bias: bool):
+        super().__init__(in_channels, out_channels, kernel_size, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.cat([x[:, :, 1:2], x, x[:, :, -2:-1]], dim=2)  # (B, in, H + 2, W)
-        x = torch.cat([x[:, :, :, 1:2], x, x[:, :, :, -2:-1]], dim=3)  # (B, in, H + 2, W + 2)
-        return super().forward(x)  # (B, out, H, W)
+        return super().forward(reflect_pad(x, self.kernel_size[0] // 2))  # (B, out, H, W)
 
 
 class Deconv(nn.ConvTranspose2d):
@@ -115,10 +125,24 @@ class Deconv(nn.ConvTranspose2d):
         super().__init__(in_channels, out_channels, 4, stride=2, padding=1, bias=bias)
 
 
+class PaperDeconv(nn.ConvTranspose2d):
+    """The CycleGAN paper's "fractional-strided convolution": k3 s2 p1, (B, in, H, W) -> (B, out, 2H, 2W)."""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool, padding_mode: str = "zeros"):
+        super().__init__(in_channels, out_channels, 3, stride=2, padding=1, output_padding=1, bias=bias)
+
+
 UPSAMPLES = {
     "nearest": UpConv,
     "deconv": Deconv,
 }
+
+
+class SameConv(nn.Conv2d):
+    """Convolution 3x3 with zero padding: (B, in, H, W) -> (B, out, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool):
+        super().__init__(in_channels, out_channels, 3, padding=1, bias=bias)
 
 
 class LatentConv(nn.Conv2d):
@@ -143,15 +167,47 @@ class ConvStage(nn.Sequential):
     Args:
         conv: class of the convolution; called with (in_channels, out_channels, ..., bias=...).
         norm: a key of NORMS. The bias of the convolution is dropped where a normalization would undo it.
+        activation: what follows the normalization.
     """
 
-    def __init__(self, conv: type[nn.Module], in_channels: int, out_channels: int, *args, norm: str, **kwargs):
+    def __init__(
+        self,
+        conv: Callable[..., nn.Module],
+        in_channels: int,
+        out_channels: int,
+        *args,
+        norm: str,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        **kwargs,
+    ):
         normalize = _lookup(NORMS, norm, "norm")
         super().__init__(
             conv(in_channels, out_channels, *args, bias=norm == "none", **kwargs),
             normalize(out_channels),
-            nn.ReLU(),
+            activation(),
         )
+
+
+class ResidualBlock(nn.Module):
+    """x + F(x), (B, C, H, W) -> (B, C, H, W) (He et al. 2015, arXiv:1512.03385).
+
+    F is one convolution 3x3 with its normalization and ReLU, or two, of which the second has no ReLU (the block of the
+    CycleGAN paper).
+
+    Args:
+        conv: class of the convolutions, which keep the size.
+        convs: 1 or 2.
+    """
+
+    def __init__(self, conv: type[nn.Module], channels: int, convs: int, norm: str):
+        super().__init__()
+        stages = [ConvStage(conv, channels, channels, norm=norm)]
+        if convs == 2:
+            stages.append(ConvStage(conv, channels, channels, norm=norm, activation=nn.Identity))
+        self.layers = nn.Sequential(*stages)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)  # (B, C, H, W)
 
 
 def init_weights(network: nn.Module, init_type: str) -> None:
@@ -214,6 +270,99 @@ class DCGenerator(nn.Module):
         return self.layers(z)  # (B, 3, S, S)
 
 
+class _Translator(nn.Module):
+    """Encoder, residual blocks, decoder: images (B, 3, H, W) -> images (B, 3, H, W) in [-1, 1].
+
+    H and W may be any multiples of `stride`, the size of one pixel between encoder and decoder.
+    """
+
+    def __init__(self, stages: list[nn.Module], stride: int, init_type: str):
+        super().__init__()
+        self.stride = stride
+        self.layers = nn.Sequential(*stages, nn.Tanh())
+        init_weights(self, init_type)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[2] % self.stride or images.shape[3] % self.stride:
+            raise ValueError(f"images of {images.shape[2]}x{images.shape[3]} pixels; use multiples of {self.stride}")
+        return self.layers(images)  # (B, 3, H, W)
+
+
+class CycleGenerator(_Translator):
+    """Generator of 16-726's CycleGAN. For 64x64: 16x16 at 2c, residual blocks, up to c and 3 channels.
+
+    Args:
+        conv_dim: c, the channels after the first convolution; each halving doubles them.
+        n_res_blocks: residual blocks.
+        n_downsample: halvings, by convolutions k4 s2, and as many doublings.
+        res_block_convs: convolutions in a residual block, 1 or 2.
+        norm, upsample, init_type: keys of NORMS, UPSAMPLES and INITS.
+    """
+
+    def __init__(
+        self,
+        conv_dim: int = 32,
+        n_res_blocks: int = 3,
+        n_downsample: int = 2,
+        res_block_convs: int = 1,
+        norm: str = "instance",
+        upsample: str = "nearest",
+        init_type: str = "pytorch",
+    ):
+        up = _lookup(UPSAMPLES, upsample, "upsample")
+        widths = [conv_dim * 2**i for i in range(n_downsample)]  # c, 2c, ...
+        stages: list[nn.Module] = []
+        for c_in, c_out in pairwise([3, *widths]):
+            stages.append(ConvStage(nn.Conv2d, c_in, c_out, 4, 2, 1, norm=norm))  # (B, c_out, H/2, W/2)
+        for _ in range(n_res_blocks):
+            stages.append(ResidualBlock(SameConv, widths[-1], res_block_convs, norm))
+        for c_in, c_out in pairwise(reversed(widths)):
+            stages.append(ConvStage(up, c_in, c_out, norm=norm))  # (B, c_out, 2H, 2W)
+        stages.append(up(widths[0], 3, bias=True))  # (B, 3, H, W)
+        super().__init__(stages, 2**n_downsample, init_type)
+
+
+class ResnetGenerator(_Translator):
+    """Generator of the CycleGAN paper (Zhu et al. 2017, arXiv:1703.10593; Johnson et al. 2016, arXiv:1603.08155).
+
+    c7s1-c, d2c, d4c, residual blocks, u2c, uc, c7s1-3 in the words of the paper, with reflection padding around the
+    7x7 convolutions and in the blocks. With upsample "deconv" the u layers are the paper's k3 s2 transposed
+    convolutions. A bias that a normalization would undo is left out, which the paper's public code keeps.
+
+    Args: as CycleGenerator.
+    """
+
+    def __init__(
+        self,
+        conv_dim: int = 64,
+        n_res_blocks: int = 9,
+        n_downsample: int = 2,
+        res_block_convs: int = 2,
+        norm: str = "instance",
+        upsample: str = "nearest",
+        init_type: str = "pytorch",
+    ):
+        up = _lookup(UPSAMPLES, upsample, "upsample")
+        up = PaperDeconv if up is Deconv else partial(up, padding_mode="reflect")
+        widths = [conv_dim * 2**i for i in range(n_downsample + 1)]  # c, 2c, 4c
+        stages: list[nn.Module] = [ConvStage(ReflectConv, 3, conv_dim, 7, norm=norm)]  # (B, c, H, W)
+        for c_in, c_out in pairwise(widths):
+            stages.append(ConvStage(nn.Conv2d, c_in, c_out, 3, 2, 1, norm=norm))  # (B, c_out, H/2, W/2)
+        for _ in range(n_res_blocks):
+            stages.append(ResidualBlock(ReflectConv, widths[-1], res_block_convs, norm))
+        for c_in, c_out in pairwise(reversed(widths)):
+            stages.append(ConvStage(up, c_in, c_out, norm=norm))  # (B, c_out, 2H, 2W)
+        stages.append(ReflectConv(conv_dim, 3, 7, bias=True))  # (B, 3, H, W)
+        super().__init__(stages, 2**n_downsample, init_type)
+
+
+GENERATORS = {
+    "cycle": CycleGenerator,
+    "resnet_6blocks": partial(ResnetGenerator, n_res_blocks=6),
+    "resnet_9blocks": ResnetGenerator,
+}
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Discriminators
 
@@ -226,28 +375,37 @@ def _normalize_spectrum(network: nn.Module) -> None:
 
 
 class _Discriminator(nn.Module):
-    """Convolutions k4 s2 p1 to c, 2c, 4c, ... (at most 8c) channels, each of which halves the image, then a last one.
+    """Convolutions k4 p1 to c, 2c, 4c, ... (at most 8c) channels, then one to the logits: images -> (B, 1, h, w).
 
     Args:
-        halvings: number of stages before the last convolution.
+        strides: of the convolutions before the last.
         last_stride, last_padding: of the last convolution, k4 to one channel.
+        conv_dim: c.
+        norm: a key of NORMS.
+        use_spectral_norm: spectral normalization of every convolution, beside `norm`.
+        init_type: a key of INITS.
+        first_norm: normalization after the first convolution, if it is another; a key of NORMS.
+        activation: what follows each normalization.
     """
 
     def __init__(
         self,
-        halvings: int,
+        strides: Sequence[int],
         last_stride: int,
         last_padding: int,
-        conv_dim: int,
-        norm: str,
-        use_spectral_norm: bool,
-        init_type: str,
+        conv_dim: int = 32,
+        norm: str = "instance",
+        use_spectral_norm: bool = False,
+        init_type: str = "pytorch",
+        first_norm: str | None = None,
+        activation: Callable[[], nn.Module] = nn.ReLU,
     ):
         super().__init__()
-        widths = [3] + [conv_dim * min(8, 2**i) for i in range(halvings)]
+        widths = [3] + [conv_dim * min(8, 2**i) for i in range(len(strides))]
+        norms = [first_norm or norm] + [norm] * (len(strides) - 1)
         stages = [
-            ConvStage(nn.Conv2d, c_in, c_out, 4, 2, 1, norm=norm)  # (B, c_out, H/2, W/2)
-            for c_in, c_out in pairwise(widths)
+            ConvStage(nn.Conv2d, c_in, c_out, 4, stride, 1, norm=name, activation=activation)  # (B, c_out, H/2, W/2)
+            for (c_in, c_out), stride, name in zip(pairwise(widths), strides, norms, strict=True)
         ]
         self.layers = nn.Sequential(*stages, nn.Conv2d(widths[-1], 1, 4, last_stride, last_padding))
         init_weights(self, init_type)
@@ -266,42 +424,100 @@ class DCDiscriminator(_Discriminator):
 
     Args:
         image_size: 32, 64, 128 or 256; anything else raises ValueError.
-        norm: a key of NORMS.
-        use_spectral_norm: spectral normalization of every convolution, beside `norm`.
-        init_type: a key of INITS.
+        others: of _Discriminator, from conv_dim on.
     """
 
-    def __init__(
-        self,
-        image_size: int = 64,
-        conv_dim: int = 32,
-        norm: str = "instance",
-        use_spectral_norm: bool = False,
-        init_type: str = "pytorch",
-    ):
-        super().__init__(_count_doublings(image_size), 1, 0, conv_dim, norm, use_spectral_norm, init_type)
+    def __init__(self, image_size: int = 64, **others):
+        super().__init__([2] * _count_doublings(image_size), 1, 0, **others)
 
 
 class PatchDiscriminator(_Discriminator):
-    """Discriminator of patches: images (B, 3, S, S) -> logits (B, 1, S/16, S/16), with a receptive field of 46x46.
+    """Discriminator of patches: images (B, 3, H, W) -> logits (B, 1, H/16, W/16), with a receptive field of 46x46.
 
     Convolutions to c, 2c, 4c and 1 channels: DCDiscriminator for 64x64 with one layer less, so that each logit judges
-    a patch (Isola et al. 2017, arXiv:1611.07004). The same layers serve every image size. Arguments as above.
+    a patch (Isola et al. 2017, arXiv:1611.07004). The same layers serve images of any size.
+
+    Args:
+        others: of _Discriminator, from conv_dim on.
     """
 
-    def __init__(
-        self,
-        image_size: int = 64,
-        conv_dim: int = 32,
-        norm: str = "instance",
-        use_spectral_norm: bool = False,
-        init_type: str = "pytorch",
-    ):
-        _count_doublings(image_size)  # refuses the sizes that the generators refuse
-        super().__init__(3, 2, 1, conv_dim, norm, use_spectral_norm, init_type)
+    def __init__(self, image_size: int = 64, **others):
+        super().__init__([2, 2, 2], 2, 1, **others)
+
+
+class PaperPatchDiscriminator(_Discriminator):
+    """The 70x70 PatchGAN of the CycleGAN paper: images (B, 3, H, W) -> logits (B, 1, H/8 - 2, W/8 - 2).
+
+    Convolutions to c, 2c, 4c (s2), 8c and 1 (s1) channels, leaky ReLUs of slope 0.2, no normalization after the first.
+    The same layers serve images of any size.
+
+    Args:
+        last_strides: of the last two convolutions; 2 gives a receptive field of 94x94 and logits (B, 1, H/32, W/32).
+        others: of _Discriminator, from conv_dim on.
+    """
+
+    def __init__(self, image_size: int = 64, last_strides: int = 1, **others):
+        leaky = partial(nn.LeakyReLU, 0.2)
+        strides = [2, 2, 2, last_strides]
+        super().__init__(strides, last_strides, 1, first_norm="none", activation=leaky, **others)
 
 
 DISCRIMINATORS = {
     "dc": DCDiscriminator,
     "patch": PatchDiscriminator,
+    "patch70": PaperPatchDiscriminator,
+    "patch94": partial(PaperPatchDiscriminator, last_strides=2),
 }
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Memory
+
+
+class ImagePool(nn.Module):
+    """The last generated images, to show D some of them again (Shrivastava et al. 2017, arXiv:1612.07828).
+
+    Its state is part of the checkpoint. Nothing is read back from the device.
+
+    Args:
+        size: number of images kept, no less than a batch; 0 for none, and `forward` returns what it gets.
+    """
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = size
+        self.filled = 0
+        self.register_buffer("images", torch.empty(0))  # (size, 3, H, W) once there are some
+
+    def get_extra_state(self) -> int:
+        return self.filled
+
+    def set_extra_state(self, state: int) -> None:
+        self.filled = state
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        self.images = torch.empty_like(state_dict[prefix + "images"], device=self.images.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Exchange generated images (B, 3, H, W) for as many.
+
+        While the pool fills, images are kept and also returned. Then each one changes places with one of the pool, or
+        is returned itself, with equal chance. The places are drawn without repetition.
+        """
+        if self.size == 0:
+            return images
+        if self.filled == 0:
+            self.images = images.new_zeros(self.size, *images.shape[1:])
+        count = min(len(images), self.size - self.filled)  # images that there is room for
+        self.images[self.filled : self.filled + count] = images[:count]
+        self.filled += count
+        if count == len(images):
+            return images
+        new = images[count:]
+        places = torch.randperm(self.size, device=images.device)[: len(new)]
+        swap = torch.rand(len(new), 1, 1, 1, device=images.device) < 0.5
+        old = self.images[places]
+        self.images[places] = torch.where(swap, new, old)
+        return torch.cat([images[:count], torch.where(swap, old, new)])

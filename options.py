@@ -52,7 +52,7 @@ class CommonOptions:
     # The command line's own record: the fields that the user named. Neither a flag nor part of a run.
     given: frozenset[str] = dataclasses.field(default=frozenset(), repr=False, compare=False)
 
-    # Name -> (what it is, its options). `toy_cats` holds when the user names neither a preset nor images.
+    # Name -> (what it is, its options). `toy_cats` holds when the user names neither a preset nor any of DATA_FLAGS.
     PRESETS: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {}
     DATA_FLAGS: ClassVar[tuple[str, ...]] = ()
 
@@ -78,7 +78,8 @@ class CommonOptions:
     ext: str | None = option(
         None, "use only the files with this ending, such as png; default: every image", "Data")
     test_split: float = option(
-        0.0, "share of the images to hold out from training (listed in data.json)", "Data", at_least=0, below=1)
+        0.0, "share of each folder's images to hold out from training (listed in data.json)", "Data", at_least=0,
+        below=1)
     cache_gb: float = option(
         4.0, "keep the decoded images in memory up to this many GB; stream larger sets from disk", "Data",
         at_least=0, resumable=True)
@@ -135,6 +136,19 @@ class CommonOptions:
         if self.resume == "" and self.name is None:
             raise ValueError("--resume: no run is named; use --resume RUN_FOLDER, or add --name NAME")
 
+    def flag(self, name: str) -> str:
+        """Return how to speak of an option in a message: its flag, and the preset if the value is the preset's."""
+        return f"--{name}" if self.preset is None or name in self.given else f"--{name} of the preset {self.preset}"
+
+    def hints(self, fewest: int, total: int) -> list[str]:
+        """Return advice for a run of `total` iterations on folders of at least `fewest` images."""
+        hints = []
+        if fewest < 1000 and not self.use_diffaug:
+            hints.append(f"Hint: D soon knows {fewest} images by heart; --use_diffaug keeps it from that")
+        if total < 1000:
+            hints.append(f"Hint: {total} iterations are few for a GAN; from --train_iters 3000 on there is more to see")
+        return hints
+
     def to_dict(self) -> dict[str, Any]:
         """Return every option as plain types, for JSON and checkpoints."""
         return {field.name: getattr(self, field.name) for field in option_fields(type(self))}
@@ -169,6 +183,15 @@ class CommonOptions:
         return dataclasses.replace(self, **changes)
 
 
+# Parts of presets: how the course projects train, their cats, and their models for 256x256.
+_COURSE = dict(lr=2e-4, ema_decay=0.0)
+_CATS = dict(X="cat/grumpifyAprocessed", Y="cat/grumpifyBprocessed")
+_LARGE = dict(
+    image_size=256, data_aug="deluxe", disc="patch", use_cycle_consistency_loss=True, use_identity_loss=True,
+    lambda_cycle=5.0,
+)  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class VanillaOptions(CommonOptions):
     """What vanilla_gan.py takes."""
@@ -186,7 +209,6 @@ class VanillaOptions(CommonOptions):
         "nearest", "generator's up-sampling; nearest: x2 then conv 3x3, deconv: transposed conv k4", "Networks",
         choices=("nearest", "deconv"))
 
-    _COURSE: ClassVar[dict[str, Any]] = dict(lr=2e-4, ema_decay=0.0)
     DATA_FLAGS: ClassVar[tuple[str, ...]] = ("data",)
     PRESETS: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
         "toy_cats": (
@@ -197,8 +219,8 @@ class VanillaOptions(CommonOptions):
             dict(_COURSE, data="cat/grumpifyBprocessed", upsample="deconv", norm="batch", data_aug="deluxe",
                  num_epochs=100)),
         "agrawal": (
-            "Agrawal, 16-726 HW3: grumpy cats, instance norm, deluxe, DiffAugment, 6,400 iterations",
-            dict(_COURSE, data="cat/grumpifyBprocessed", data_aug="deluxe", use_diffaug=DIFFAUGMENT_ALL,
+            "Agrawal, 16-726 HW3: grumpy cats, instance norm, deluxe with autocontrast, DiffAugment, 6,400 iterations",
+            dict(_COURSE, data="cat/grumpifyBprocessed", data_aug="deluxe_autocontrast", use_diffaug=DIFFAUGMENT_ALL,
                  train_iters=6400)),
         "grumpycat64": (
             "Leo: grumpy cats, basic, 500 epochs; add --data_aug deluxe, --use_diffaug, --spectral_norm for the rest "
@@ -210,6 +232,121 @@ class VanillaOptions(CommonOptions):
                  use_diffaug=DIFFAUGMENT_ALL, num_epochs=500)),
     }
     # fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
+class CycleOptions(CommonOptions):
+    """What cycle_gan.py takes."""
+
+    # fmt: off
+    X: str | None = option(
+        None, "folder of images of domain X, or a name below data/", "Data", metavar="FOLDER")
+    Y: str | None = option(None, "the same for domain Y", "Data", metavar="FOLDER")
+    data: str | None = option(
+        None, "instead of --X and --Y: folder that holds trainA and trainB, or a name below data/; testA and testB are "
+        "used for the grids; default: the embedded toy cats", "Data", metavar="FOLDER")
+    image_size: int = option(
+        64, "side of the square images, in pixels: any that the networks can halve, powers of two for --disc dc",
+        "Data", at_least=32)
+    train_iters: int = option(10_000, "number of iterations", "Training", at_least=1, resumable=True)
+    pool_size: int = option(
+        0, "show D fakes out of the last N of each generator, as the CycleGAN paper does with 50; 0: only new ones",
+        "Training", at_least=0)
+
+    gen: str = option(
+        "cycle", "generators; cycle: convolutions k4 s2, residual blocks, up-sampling; resnet_*: those of the CycleGAN "
+        "paper", "Networks", choices=("cycle", "resnet_6blocks", "resnet_9blocks"))
+    n_res_blocks: int | None = option(
+        None, "residual blocks of a generator; default: 3 for cycle, else as the name says", "Networks", at_least=0)
+    res_block_convs: int | None = option(
+        None, "convolutions of a residual block; default: 1 for cycle, else 2", "Networks", choices=(1, 2))
+    n_downsample: int = option(
+        2, "halvings of the image in a generator", "Networks", at_least=1, at_most=5)
+    upsample: str = option(
+        "nearest", "up-sampling of the generators; nearest: x2 then conv 3x3, deconv: transposed conv", "Networks",
+        choices=("nearest", "deconv"))
+    g_conv_dim: int = option(32, "channels of the generators' layers next to the image", "Networks", at_least=1)
+    disc: str = option(
+        "dc", "discriminators; dc: one logit per image; patch, patch70, patch94: one per 46x46, 70x70 (CycleGAN "
+        "paper), 94x94 patch", "Networks", choices=("dc", "patch", "patch70", "patch94"))
+    d_conv_dim: int = option(32, "channels of the discriminators' first layer", "Networks", at_least=1)
+
+    use_cycle_consistency_loss: bool = option(
+        False, "punish what X to Y to X and Y to X to Y don't bring back", "Objective")
+    cycle_loss: str = option(
+        "L1", "distance of the reconstructions; SSIM: 0.84 (1 - SSIM) + 0.16 L1", "Objective",
+        choices=("L1", "L2", "SSIM"), aliases=("--loss_type",))
+    lambda_cycle: float = option(10.0, "weight of the cycle consistency loss", "Objective", at_least=0)
+    use_identity_loss: bool = option(
+        False, "punish (L1) what a generator changes in images that are of its target domain", "Objective")
+    lambda_identity: float | None = option(
+        None, "weight of the identity loss; default: half of --lambda_cycle", "Objective", at_least=0)
+
+    DATA_FLAGS: ClassVar[tuple[str, ...]] = ("X", "Y", "data")
+    PRESETS: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
+        "toy_cats": (
+            "the default without images: patch discriminators, cycle loss, DiffAugment, 1,000 iterations",
+            dict(disc="patch", use_cycle_consistency_loss=True, use_diffaug="translation,cutout",
+                 train_iters=1000)),
+        "hasey": (
+            "Hasey: gray and grumpy cats, transposed convolutions, batch norm, MSE cycle loss, 100,000 iterations",
+            dict(_COURSE, **_CATS, upsample="deconv", norm="batch", data_aug="deluxe",
+                 use_cycle_consistency_loss=True, cycle_loss="L2", train_iters=100_000)),
+        "agrawal": (
+            "Agrawal, 16-726 HW3: cats, deluxe with autocontrast, patch, cycle, DiffAugment, 10,000 iterations",
+            dict(_COURSE, **_CATS, data_aug="deluxe_autocontrast", disc="patch", use_cycle_consistency_loss=True,
+                 use_diffaug=DIFFAUGMENT_ALL)),
+        "grumpycat64": (
+            "Leo: cats, patch, cycle, 10,000 iterations; --disc dc, --use_identity_loss, --cycle_loss SSIM, "
+            "--use_diffaug, --spectral_norm for the rest of the table",
+            dict(_COURSE, **_CATS, data_aug="deluxe", disc="patch", use_cycle_consistency_loss=True)),
+        "apple2orange64": (
+            "Leo: the same for apples and oranges",
+            dict(_COURSE, data="apple2orange", data_aug="deluxe", disc="patch", use_cycle_consistency_loss=True)),
+        "yosemite128": (
+            "tooth2: summer to winter at 128x128, 6 residual blocks of two convolutions, batch norm, L1 cycle loss",
+            dict(_COURSE, data="summer2winter_yosemite", image_size=128, disc="patch94", n_downsample=3,
+                 n_res_blocks=6, res_block_convs=2, upsample="deconv", norm="batch", g_conv_dim=64, d_conv_dim=64,
+                 use_cycle_consistency_loss=True)),
+        "monet256": (
+            "Monet CycleGAN: 256x256, batch 1, ResNet with 9 blocks, 70x70 patches, cycle and identity, 80/20 split",
+            dict(_COURSE, X="gan-getting-started/monet_jpg", Y="gan-getting-started/photo_jpg", test_split=0.2,
+                 image_size=256, batch_size=1, gen="resnet_9blocks", upsample="deconv", disc="patch70", g_conv_dim=64,
+                 d_conv_dim=64, init_type="normal", pool_size=50, use_cycle_consistency_loss=True,
+                 use_identity_loss=True, train_iters=60_000)),
+        "cats256": (
+            "Leo: cats at 256x256, patch, cycle and identity, lambda 5",
+            dict(_COURSE, **_CATS, **_LARGE)),
+        "apple2orange256": (
+            "Leo: the same for apples and oranges",
+            dict(_COURSE, data="apple2orange", **_LARGE)),
+    }
+    # fmt: on
+
+    def check(self) -> None:
+        super().check()
+        if (self.X is None) != (self.Y is None):
+            given, missing = ("X", "Y") if self.Y is None else ("Y", "X")
+            raise ValueError(f"--{missing}: missing beside --{given} {getattr(self, given)}; give both folders")
+        if self.X is not None and self.data is not None:
+            raise ValueError(f"--data: {self.data} beside --X and --Y; give either the one or the two")
+        stride = 2**self.n_downsample
+        if self.image_size % stride or self.image_size < 4 * stride:
+            raise ValueError(
+                f"--image_size: {self.image_size} can't be halved {self.n_downsample} times (--n_downsample) to 4x4 or "
+                f"more; use a multiple of {stride} from {4 * stride} on"
+            )
+        if self.disc == "dc" and self.image_size not in (32, 64, 128, 256):
+            raise ValueError(f"--image_size: {self.image_size} with --disc dc; use 32, 64, 128 or 256, or --disc patch")
+        for flag in ("cycle_loss", "lambda_cycle"):
+            if flag in self.given and not self.use_cycle_consistency_loss:
+                raise ValueError(f"--{flag}: does nothing without --use_cycle_consistency_loss; add that flag")
+        if "lambda_identity" in self.given and not self.use_identity_loss:
+            raise ValueError("--lambda_identity: does nothing without --use_identity_loss; add that flag")
+        if 0 < self.pool_size < self.batch_size:
+            raise ValueError(
+                f"--pool_size: {self.pool_size} is less than a batch of {self.batch_size}; use at least that, or 0"
+            )
 
 
 Options = TypeVar("Options", bound=CommonOptions)
@@ -312,6 +449,9 @@ def parse_command_line(cls: type[Options], argv: Sequence[str], prog: str, manua
     if preset is not None and preset not in cls.PRESETS:
         parser.error(f"--preset: {preset!r} is unknown; choose from {', '.join(cls.PRESETS)}")
     values = {**(cls.PRESETS[preset][1] if preset else {}), **given}
+    # The user's images replace those of the preset, by whichever flags.
+    if given.keys() & set(cls.DATA_FLAGS):
+        values = {name: value for name, value in values.items() if name in given or name not in cls.DATA_FLAGS}
     # A length in epochs on the command line beats a length in iterations from the preset.
     if "num_epochs" in given and "train_iters" not in given:
         values.pop("train_iters", None)

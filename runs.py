@@ -7,7 +7,8 @@
         log.txt                 what the terminal showed
         losses.csv              step, every loss, lr
         losses.png              the same as curves
-        samples/                real-000000.png, sample-000200.png, ...
+        samples/                real-000000.png, sample-000200.png; with two domains real-000000-X.png,
+                                sample-000200-X-Y.png and so on
         checkpoint-000500.pt    everything that a run needs to go on
         events.out.tfevents.*   TensorBoard
 
@@ -75,13 +76,14 @@ class Run:
         folder: the run folder.
         samples: the folder of its grids.
         resumed_step: iteration of the checkpoint that it goes on from; None for a run from the start.
+        rows: the rows of losses.csv, column -> number.
     """
 
     def __init__(self, folder: Path, options: Any, script: str):
         self.folder, self.script = folder, script
         self.resumed_step: int | None = None
         self.samples = Path(options.sample_dir).resolve() / folder.name if options.sample_dir else folder / "samples"
-        self._rows: list[dict[str, float]] = []
+        self.rows: list[dict[str, float]] = []
         self._losses_file = None
         self._writer = None
         self._plotted_at = -float("inf")
@@ -89,18 +91,20 @@ class Run:
     # ---- Opening and closing
 
     @classmethod
-    def create(cls, options: Any, script: str, stem: str) -> "Run":
+    def create(cls, options: Any, script: str, parts: list[str]) -> "Run":
         """Make a new run folder in options.checkpoint_dir.
 
         Args:
             options: an options dataclass with `to_dict`; its `name` names the folder.
             script: file name of the training script, for messages and for `find`.
-            stem: of the default name, `<stem>-001`; the number is above that of every folder with this stem.
+            parts: of the default name, `<script>-<part>-...-001`, where empty parts are left out; the number is above
+                that of every folder with the same parts.
 
         Raises:
             UserError: the folder exists, or can't be made or written to.
         """
         parent = Path(options.checkpoint_dir)
+        stem = "-".join(filter(None, [script.removesuffix(".py"), *parts]))
         cls._refuse_taken_name(options)
         try:
             parent.mkdir(parents=True, exist_ok=True)
@@ -212,29 +216,38 @@ class Run:
         content = {"script": self.script, "samples": str(samples), "options": options.to_dict()}
         write_json(self.folder / "options.json", content)
 
-    def record_data(self, train: list[Path], test: list[Path], skipped: dict[Path, str]) -> None:
+    def record_data(self, data: dict[str, Any]) -> None:
         """Write data.json; when the run goes on, compare with it instead.
+
+        Args:
+            data: domain -> its images: paths `files` to train on, `test`, and `skipped` with the reason for each.
 
         Raises:
             UserError: the images are not those that the run began with.
         """
         path = self.folder / "data.json"
         content = {
-            "folder": str(train[0].parent.resolve()),
-            "train": {file.name: file.stat().st_size for file in train},
-            "test": [file.name for file in test],
-            "skipped": {file.name: reason for file, reason in skipped.items()},
+            domain: {
+                "folder": str(images.files[0].parent.resolve()),
+                "train": {file.name: file.stat().st_size for file in images.files},
+                "test_folder": str(images.test[0].parent.resolve()) if images.test else None,
+                "test": [file.name for file in images.test],
+                "skipped": {file.name: reason for file, reason in images.skipped.items()},
+            }
+            for domain, images in data.items()
         }
         if not path.exists():
             return write_json(path, content)
-        before, now = json.loads(path.read_text(encoding="utf-8"))["train"], content["train"]
-        if before != now:
-            new, gone = len(now.keys() - before.keys()), len(before.keys() - now.keys())
-            changed = sum(before[name] != now[name] for name in before.keys() & now.keys())
-            raise UserError(
-                f"--resume: the images in {content['folder']} are not those that the run began with ({new} new, "
-                f"{gone} gone, {changed} of another size); put them back, or start a new run"
-            )
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        for domain, saved in ({"images": recorded} if "train" in recorded else recorded).items():  # an early format
+            before, now = saved["train"], content[domain]["train"]
+            if before != now:
+                new, gone = len(now.keys() - before.keys()), len(before.keys() - now.keys())
+                changed = sum(before[name] != now[name] for name in before.keys() & now.keys())
+                raise UserError(
+                    f"--resume: the images in {content[domain]['folder']} are not those that the run began with "
+                    f"({new} new, {gone} gone, {changed} of another size); put them back, or start a new run"
+                )
 
     # ---- Logs
 
@@ -260,14 +273,14 @@ class Run:
         self._losses_file.write(",".join(f"{value:.6g}" if key != "step" else str(step) for key, value in row.items()))
         self._losses_file.write("\n")
         self._losses_file.flush()
-        self._rows.append(row)
+        self.rows.append(row)
         for key, value in row.items():
             if key != "step":
                 self._writer.add_scalar(f"losses/{key}" if key in losses else key, value, step)
 
     def has_losses(self) -> bool:
         """Whether losses.csv and losses.png have anything to show."""
-        return bool(self._rows)
+        return bool(self.rows)
 
     def _cut_losses(self, step: int) -> None:
         """Drop the rows of losses.csv after `step`, and a torn last one: they will be computed again."""
@@ -280,7 +293,7 @@ class Run:
         kept = [row for row in rows if len(row) == len(header) and row[0].isdecimal() and int(row[0]) <= step]
         text = "".join(",".join(row) + "\n" for row in [header, *kept])
         write_whole(path, lambda file: file.write(text.encode()))
-        self._rows = [{key: float(value) for key, value in zip(header, row, strict=True)} for row in kept]
+        self.rows = [{key: float(value) for key, value in zip(header, row, strict=True)} for row in kept]
 
     def plot_losses(self, panels: dict[str, list[str]], now: bool = False) -> None:
         """Draw losses.png, at most every 10 seconds unless `now`.
@@ -288,15 +301,19 @@ class Run:
         Args:
             panels: title of each panel -> the losses that it shows.
         """
-        if not self._rows or not (now or time.monotonic() - self._plotted_at >= _PLOT_SECONDS):
+        if not self.rows or not (now or time.monotonic() - self._plotted_at >= _PLOT_SECONDS):
             return
-        figure = draw_losses(self._rows, panels, title=self.folder.name)
+        figure = draw_losses(self.rows, panels, title=self.folder.name)
         write_whole(self.folder / "losses.png", lambda file: figure.savefig(file, format="png", dpi=100))
         self._plotted_at = time.monotonic()
 
     def save_grid(self, name: str, step: int, grid: Tensor) -> Path:
-        """Write a uint8 image (3, H, W) as samples/<name>-<step>.png and to TensorBoard; return its path."""
-        path = self.samples / f"{name}-{step:06d}.png"
+        """Write a uint8 image (3, H, W) to samples/ and to TensorBoard; return its path.
+
+        The step follows the first word of the name: "sample-X-Y" at 200 is sample-000200-X-Y.png.
+        """
+        first, *rest = name.split("-")
+        path = self.samples / ("-".join([first, f"{step:06d}", *rest]) + ".png")
         image = Image.fromarray(grid.permute(1, 2, 0).numpy())
         write_whole(path, lambda file: image.save(file, format="PNG"))
         self._writer.add_image(name, grid, step)
@@ -365,6 +382,7 @@ def draw_losses(rows: list[dict[str, float]], panels: dict[str, list[str]], titl
     from matplotlib.figure import Figure  # here, because it takes its time to import
 
     steps = np.array([row["step"] for row in rows])
+    panels = {panel: [name for name in names if name in rows[0]] for panel, names in panels.items()}
     figure = Figure(figsize=(9, 0.6 + 4.2 * len(panels)), layout="constrained")
     figure.suptitle(title, fontsize=11)
     for axes, (panel, names) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):

@@ -1,6 +1,6 @@
 """The training loop: cadence, learning rate, averaged weights, checkpoints, resumption, signals. It knows no GAN word.
 
-A script gives it networks and three functions: the batch of a step, the update of a step, and the grids to show.
+A script gives it images, networks and three functions: the update of a step, the grids to show, and what to warn of.
 """
 
 import copy
@@ -21,7 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from runs import Run
-from utils import NonFiniteError, Precision, UserError
+from utils import NonFiniteError, Precision, UserError, count_parameters, grid_columns, image_grid
 
 _PLAIN_SECONDS = 10.0  # without a terminal: time between two lines of progress
 
@@ -36,9 +36,12 @@ class State:
         averages: name -> exponential moving average of the network of that name, in eval mode; empty when off.
         precision: of the forward passes, with the gradient scaler of fp16.
         device: of the networks and of `sums`.
+        pools: name -> module whose buffers the steps fill.
         step: number of steps taken.
         sums: loss -> sum since the last row of losses.csv, on the device.
         summed: number of steps in `sums`.
+        recent: the losses of those steps that this process took, to find the step at fault; not in the checkpoint.
+        warned: what was warned of, so that it is said once.
     """
 
     networks: dict[str, nn.Module]
@@ -46,9 +49,12 @@ class State:
     averages: dict[str, nn.Module]
     precision: Precision
     device: torch.device
+    pools: dict[str, nn.Module] = field(default_factory=dict)
     step: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
     summed: int = 0
+    recent: list[dict[str, Tensor]] = field(default_factory=list)
+    warned: list[str] = field(default_factory=list)
 
     def to_checkpoint(self) -> dict[str, Any]:
         """Return everything as tensors and plain types, with the random generators of this moment."""
@@ -60,6 +66,8 @@ class State:
             "ema": {name: network.state_dict() for name, network in self.averages.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "scaler": self.precision.scaler.state_dict(),
+            "pools": {name: pool.state_dict() for name, pool in self.pools.items()},
+            "warned": list(self.warned),
             "sums": {name: value.cpu() for name, value in self.sums.items()},
             "summed": self.summed,
             "rng": rng,
@@ -74,6 +82,8 @@ class State:
                 network.load_state_dict(checkpoint["ema"][name])
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(checkpoint["optimizers"][name])
+            for name, pool in self.pools.items():
+                pool.load_state_dict(checkpoint["pools"][name])
         except (RuntimeError, ValueError, KeyError) as error:
             reason = str(error).split("\n")[0]
             raise UserError(f"--resume: the checkpoint doesn't fit the options of its run ({reason})") from None
@@ -81,6 +91,7 @@ class State:
             self.precision.scaler.load_state_dict(checkpoint["scaler"])
         self.sums = {name: value.to(self.device) for name, value in checkpoint["sums"].items()}
         self.summed, self.step = checkpoint["summed"], checkpoint["step"]
+        self.warned = list(checkpoint.get("warned", []))
         torch.set_rng_state(checkpoint["rng"]["cpu"])
         if self.device.type != "cpu" and self.device.type in checkpoint["rng"]:
             torch.get_device_module(self.device).set_rng_state(checkpoint["rng"][self.device.type])
@@ -89,20 +100,37 @@ class State:
         """Return the network to show: its moving average, else itself."""
         return self.averages.get(name, self.networks[name])
 
+    @torch.no_grad()
+    def show(self, name: str, inputs: Tensor) -> Tensor:
+        """Return what the network to show makes of `inputs`, in eval mode."""
+        network = self.for_samples(name)
+        was_training = network.training
+        outputs = network.eval()(inputs)
+        network.train(was_training)
+        return outputs
+
     def add_losses(self, losses: dict[str, Tensor]) -> None:
         """Add the losses of one step to the sums, without waiting for the device."""
         for name, value in losses.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.summed += 1
+        self.recent.append(losses)
+
+    def clear_losses(self) -> None:
+        """Begin new sums."""
+        self.sums, self.summed, self.recent = {}, 0, []
 
     def mean_losses(self) -> dict[str, float]:
         """Return the mean of each loss since the sums were last cleared. Raises NonFiniteError if one isn't finite."""
         means = {name: value.item() / self.summed for name, value in self.sums.items()}  # waits for the device
         for name, mean in means.items():
             if not math.isfinite(mean):
+                first = self.step - len(self.recent) + 1
+                values = {step: losses[name].item() for step, losses in enumerate(self.recent, first)}
+                step = next((step for step, value in values.items() if not math.isfinite(value)), self.step)
                 raise NonFiniteError(
-                    f"the loss {name} became {mean} in iterations {self.step - self.summed + 1} to {self.step}; no "
-                    "checkpoint was written since. Start a new run with a lower --lr or --amp off"
+                    f"the loss {name} became {values.get(step, mean)} at iteration {step}; no checkpoint was written "
+                    "since. Start a new run with a lower --lr or --amp off"
                 )
         return means
 
@@ -238,24 +266,62 @@ class Progress:
             self.told = now
 
 
+def _open(run: Run, state: State, options: Any, data: dict[str, Any], total: int) -> bool:
+    """Load the newest checkpoint, if there is one, and say what will be trained on what.
+
+    Returns:
+        Whether there is anything to do.
+    """
+    run.record_data(data)
+    checkpoint = run.load_checkpoint()
+    if checkpoint is not None:
+        state.load(checkpoint)
+    if state.step >= total:
+        print(f"{run.folder} is at iteration {state.step} of {total}: nothing to do; a larger --train_iters goes on")
+        return False
+    run.start(options, state.device)
+
+    if options.preset is not None:
+        run.say(f"Preset {options.preset}: {options.PRESETS[options.preset][0]}")
+    for line in [line for images in data.values() for line in images.describe()]:
+        run.say(line)
+    for line in options.hints(min(map(len, data.values())), total):
+        run.say(line)
+    weights = ", ".join(f"{name} {count_parameters(network):,}" for name, network in state.networks.items())
+    run.say(f"Weights: {weights}")
+
+    # Show the images as they will come.
+    if checkpoint is None:
+        columns = grid_columns(options.image_size)
+        for domain, images in data.items():
+            name = "real" if len(data) == 1 else f"real-{domain}"
+            run.save_grid(name, 0, image_grid(images.preview(columns**2), columns))
+    return True
+
+
 def train(
     run: Run,
     state: State,
     options: Any,
+    data: dict[str, Any],
     total: int,
-    next_batch: Callable[[int], Any],
-    train_step: Callable[[State, Any, Any], dict[str, Tensor]],
+    train_step: Callable[[State, dict[str, Tensor], Any], dict[str, Tensor]],
     draw_samples: Callable[[State, Any], dict[str, Tensor]],
+    find_trouble: Callable[[State, Any, list[dict[str, float]]], dict[str, str]],
     panels: dict[str, list[str]],
 ) -> int:
     """Train until `total` steps are taken or a signal says stop; return the exit code, 0 or 128 + signal.
 
     Args:
-        next_batch: step from 0 -> its batch, on the device.
-        train_step: (state, batch, options) -> losses as detached scalars; updates the networks of the state.
+        data: domain -> its images, an ImageBatches.
+        train_step: (state, domain -> batch, options) -> losses as detached scalars; updates the networks of the state.
         draw_samples: (state, options) -> name -> grid as a uint8 image (3, H, W).
+        find_trouble: (state, options, rows of losses.csv) -> kind of trouble -> a line that says what to do about it.
+            Asked whenever grids are drawn; a kind is shown once in a run.
         panels: panels of losses.png, title -> losses.
     """
+    if not _open(run, state, options, data, total):
+        return 0
 
     def save_grids() -> None:
         for name, grid in draw_samples(state, options).items():
@@ -283,7 +349,8 @@ def train(
                     group["lr"] = lr
 
             # Update the networks on one batch, then the moving averages.
-            losses = train_step(state, next_batch(state.step), options)
+            batch = {domain: images.batch(state.step) for domain, images in data.items()}
+            losses = train_step(state, batch, options)
             update_averages(state, options.ema_decay)
             state.add_losses(losses)
             state.step += 1
@@ -293,13 +360,17 @@ def train(
             if state.step % options.log_step == 0:
                 means = state.mean_losses()
                 run.add_losses(state.step, means, lr)
-                state.sums, state.summed = {}, 0
+                state.clear_losses()
                 progress.tell(state.step, means)
                 run.plot_losses(panels)
 
-            # Draw what the networks make now.
+            # Draw what the networks make now, and warn of what goes wrong.
             if state.step % options.sample_every == 0 or state.step == total:
                 save_grids()
+                for kind, text in find_trouble(state, options, run.rows).items():
+                    if kind not in state.warned:
+                        run.say(f"Warning, iteration {state.step}: {text}")
+                        state.warned.append(kind)
 
             # Save everything.
             if state.step % options.checkpoint_every == 0:

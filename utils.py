@@ -165,8 +165,12 @@ def grid_columns(image_size: int) -> int:
     return 8 if image_size <= 128 else 4
 
 
-def image_grid(images: Tensor, columns: int) -> Tensor:
-    """Lay images (N, 3, H, W) in [-1, 1] out in rows of `columns`, as one uint8 image (3, H', W') on the CPU."""
+def image_grid(images: Tensor, columns: int, padding: int = 2) -> Tensor:
+    """Lay images (N, 3, H, W) in [-1, 1] out in rows of `columns`, as one uint8 image (3, H', W') on the CPU.
+
+    Args:
+        padding: white pixels between the images and around them.
+    """
     images = images.detach().float().cpu()
-    grid = make_grid(images, nrow=columns, padding=2, normalize=True, value_range=(-1, 1), pad_value=1)  # in [0, 1]
-    return grid.mul(255).round().to(torch.uint8)
+    grid = make_grid(images, nrow=columns, padding=padding, normalize=True, value_range=(-1, 1), pad_value=1)
+    return grid.mul(255).round().to(torch.uint8)  # (3, H', W')

@@ -26,14 +26,13 @@ if __name__ == "__main__":  # before torch loads, so that --help and a mistyped 
 import torch
 from torch import Tensor, nn
 
-from data.toy_cats import default_root, ensure_toy_cats
-from data_loader import ImageBatches, find_folder, hold_out, list_images
+from data_loader import find_images, load_images
 from diff_augment import diff_augment
-from losses import GAN_MODES
+from losses import GAN_MODES, has_won
 from models import DISCRIMINATORS, DCGenerator
 from runs import Run
 from trainer import State, make_state, train
-from utils import UserError, count_parameters, descend, grid_columns, image_grid, run_main, set_up
+from utils import descend, grid_columns, image_grid, run_main, set_up
 
 # Panels of losses.png: title -> the losses that it shows.
 PANELS = {"": ["D_real", "D_fake", "D_total", "G"]}
@@ -66,9 +65,10 @@ def sample_latents(
     return torch.rand(count, noise_size, 1, 1, device=device, generator=generator) * 2 - 1
 
 
-def train_step(state: State, real: Tensor, options: VanillaOptions) -> dict[str, Tensor]:
+def train_step(state: State, batch: dict[str, Tensor], options: VanillaOptions) -> dict[str, Tensor]:
     """Update D, then G, on one batch of real images (B, 3, S, S) in [-1, 1]; return the losses, detached."""
     G, D = state.networks["G"], state.networks["D"]
+    real = batch["images"]
     loss = GAN_MODES[options.gan_mode]
 
     def judge(images: Tensor) -> Tensor:
@@ -95,25 +95,22 @@ def train_step(state: State, real: Tensor, options: VanillaOptions) -> dict[str,
     return {"D_real": D_real.detach(), "D_fake": D_fake.detach(), "D_total": D_total.detach(), "G": G_loss.detach()}
 
 
-@torch.no_grad()
 def draw_samples(state: State, options: VanillaOptions) -> dict[str, Tensor]:
     """Return a grid of images from latents that stay the same for the whole run."""
-    G, columns = state.for_samples("G"), grid_columns(options.image_size)
+    columns = grid_columns(options.image_size)
     # Drawn on the CPU: the same latents on every device. Another stream than that of the initial weights.
     generator = torch.Generator().manual_seed(options.seed + 1)
     z = sample_latents(columns**2, options.noise_size, torch.device("cpu"), generator).to(state.device)  # (N, Z, 1, 1)
-    was_training = G.training
-    images = G.eval()(z)  # (columns^2, 3, S, S)
-    G.train(was_training)
-    return {"sample": image_grid(images, columns)}
+    return {"sample": image_grid(state.show("G", z), columns)}
 
 
-def toy_cats(image_size: int) -> Path:
-    """Return the root of the embedded data set, drawn at `image_size` on first use."""
-    try:
-        return ensure_toy_cats(default_root(image_size), image_size)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--data: the toy cats could not be drawn ({error}); give a folder of images") from None
+def find_trouble(state: State, options: VanillaOptions, rows: list[dict[str, float]]) -> dict[str, str]:
+    """Return what goes wrong and what helps: kind of trouble -> a line for the user. `rows` are those of losses.csv."""
+    trouble = {}
+    recent = [row["D_total"] for row in rows if row["step"] > state.step - 300]
+    if state.step >= 300 and has_won(recent, options.gan_mode):
+        trouble["D has won"] = "D tells all images apart, so G learns nothing; try --use_diffaug or a lower --lr"
+    return trouble
 
 
 def main(request: VanillaOptions) -> int:
@@ -123,51 +120,18 @@ def main(request: VanillaOptions) -> int:
     device, precision = set_up(options.device, options.amp, options.seed, options.deterministic)
 
     # Decode the images.
-    flag = "--data" if options.preset is None else f"--data of the preset {options.preset}"
-    folder = find_folder(options.data, flag) if options.data is not None else toy_cats(options.image_size) / "trainB"
-    files, held_out = hold_out(list_images(folder, options.ext, flag), options.test_split)
-    images = ImageBatches(
-        files, options.image_size, options.data_aug, options.batch_size, options.seed, device, options.cache_gb,
-        options.num_workers,
-    )  # fmt: skip
-    total = options.train_iters or images.iterations(options.num_epochs)
+    data = load_images(find_images(options), options, device)
+    total = options.train_iters or data["images"].iterations(options.num_epochs)
 
     # Build the networks, with an optimizer each, and a moving average of G.
-    groups = {"G": ["G"], "D": ["D"]}
-    state = make_state(
-        build_networks(options), groups, averaged=["G"], options=options, device=device, precision=precision
-    )
+    optimized = {"G": ["G"], "D": ["D"]}
+    state = make_state(build_networks(options), optimized, ["G"], options, device, precision)
 
-    # Make the run folder, or go on from the newest checkpoint.
+    # Train, in a new run folder or in the one found.
     if run is None:
-        data_name = "toy_cats" if options.data is None else folder.resolve().name
-        parts = [SCRIPT.removesuffix(".py"), data_name, options.data_aug, options.gan_mode]
-        run = Run.create(options, SCRIPT, "-".join(parts + ["diffaug"] * bool(options.use_diffaug)))
-    run.record_data(images.files, held_out, images.skipped)
-    checkpoint = run.load_checkpoint()
-    if checkpoint is not None:
-        state.load(checkpoint)
-    if state.step >= total:
-        print(f"{run.folder} is at iteration {state.step} of {total}: nothing to do; a larger --train_iters goes on")
-        return 0
-    run.start(options, device)
-
-    # Say what will be trained on what.
-    if options.preset is not None:
-        run.say(f"Preset {options.preset}: {options.PRESETS[options.preset][0]}")
-    for line in images.describe():
-        run.say(line)
-    if len(images) < 1000 and not options.use_diffaug:
-        run.say(f"Hint: D soon knows {len(images)} images by heart; --use_diffaug keeps it from that")
-    if total < 1000:
-        run.say(f"Hint: {total} iterations are few for a GAN; from --train_iters 3000 on there is more to see")
-    run.say(f"G has {count_parameters(state.networks['G']):,} weights, D {count_parameters(state.networks['D']):,}")
-
-    # Show what D will see of the real images, then train.
-    if checkpoint is None:
-        columns = grid_columns(options.image_size)
-        run.save_grid("real", 0, image_grid(images.preview(columns**2), columns))
-    return train(run, state, options, total, images.batch, train_step, draw_samples, PANELS)
+        names = [Path(options.data or "toy_cats").resolve().name, options.data_aug, options.gan_mode]
+        run = Run.create(options, SCRIPT, names + ["diffaug"] * bool(options.use_diffaug))
+    return train(run, state, options, data, total, train_step, draw_samples, find_trouble, PANELS)
 
 
 if __name__ == "__main__":
