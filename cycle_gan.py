@@ -144,6 +144,22 @@ def draw_samples(state: State, options: CycleOptions, fixed: dict[str, Tensor]) 
     return grids
 
 
+def brightness(images: Tensor) -> Tensor:
+    """(N, 3, H, W) -> (N, 1, H, W): the mean of the channels."""
+    return images.mean(dim=1, keepdim=True)
+
+
+def chroma(images: Tensor) -> Tensor:
+    """(N, 3, H, W) -> (N, 3, H, W): what is left without the brightness; opposite hues have opposite signs."""
+    return images - brightness(images)
+
+
+def correlate(a: Tensor, b: Tensor) -> Tensor:
+    """Return the correlation of all values of each image with those of its counterpart, (N,) in [-1, 1]."""
+    a, b = (images.flatten(1) - images.flatten(1).mean(dim=1, keepdim=True) for images in (a, b))
+    return F.cosine_similarity(a, b, dim=1)
+
+
 def find_trouble(
     state: State, options: CycleOptions, rows: list[dict[str, float]], fixed: dict[str, Tensor]
 ) -> dict[str, str]:
@@ -151,14 +167,14 @@ def find_trouble(
     trouble = {}
     for X, Y in (("X", "Y"), ("Y", "X")):
         G, translations = f"G_{X}to{Y}", state.show(f"G_{X}to{Y}", fixed[X])
-        inputs_and_outputs = torch.stack([fixed[X].flatten(1), translations.flatten(1)], dim=1)  # (N, 2, 3 S S)
-        centered = F.normalize(inputs_and_outputs - inputs_and_outputs.mean(2, keepdim=True), dim=2)
-        correlation = centered.prod(dim=1).sum(1).mean().item()  # of input and output pixels, in [-1, 1]
-        if correlation < -0.5:
-            trouble[f"{G} inverts"] = (
-                f"{G} inverts the colors (correlation of inputs and translations {correlation:.2f}); try "
-                "--use_identity_loss"
-            )
+        # Cycle consistency alone allows any map that another one undoes, such as that of each hue to its opposite.
+        for kind, of in (("light and dark", brightness), ("the colors", chroma)):
+            correlation = correlate(of(fixed[X]), of(translations)).mean().item()
+            if correlation < -0.5:
+                trouble[f"{G} inverts {kind}"] = (
+                    f"{G} inverts {kind} (correlation of inputs and translations {correlation:.2f}); try "
+                    "--use_identity_loss"
+                )
         if translations.std(dim=0).mean() < 0.1 * fixed[Y].std(dim=0).mean():
             trouble[f"{G} has collapsed"] = (
                 f"{G} makes nearly the same image of every input; try --use_cycle_consistency_loss or --use_diffaug"

@@ -27,6 +27,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -321,15 +322,6 @@ class Run:
 
     # ---- Checkpoints
 
-    def checkpoints(self) -> list[tuple[int, Path]]:
-        """Return (step, path) of every checkpoint, the newest first."""
-        found = [
-            (int(match[1]), path)
-            for path in self.folder.iterdir()
-            if (match := re.fullmatch(r"checkpoint-(\d+)\.pt", path.name))
-        ]
-        return sorted(found, reverse=True)
-
     def save_checkpoint(self, step: int, content: dict[str, Any]) -> Path:
         """Write checkpoint-<step>.pt: `content`, of tensors and plain types, with the format, script and step."""
         if self._losses_file is not None:
@@ -347,26 +339,45 @@ class Run:
         Raises:
             UserError: none is complete, or the newest is of a newer program.
         """
-        if not self.checkpoints():
+        if not list_checkpoints(self.folder):
             return self._cut_losses(0)
-        for step, path in self.checkpoints():
-            try:
-                with zipfile.ZipFile(path) as archive:
-                    damaged = archive.testzip()  # torch.load does not compare checksums
-                if damaged is not None:
-                    raise ValueError(f"{damaged} is damaged")
-                content = torch.load(path, map_location="cpu", weights_only=True)
-                version = content["format"]
-            except Exception as error:  # torch.load has no one exception for a broken file
-                reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-                self.say(f"Warning: {path} is not readable ({reason}); trying the one before")
-                continue
-            if version > FORMAT:
-                raise UserError(f"--resume: {path} has format {version}, this program reads {FORMAT}; update it")
-            self._cut_losses(step)
-            self.resumed_step = step
-            return content
-        raise UserError(f"--resume: {self.folder} holds no complete checkpoint; start a new run")
+        content = read_checkpoint(self.folder, warn=self.say)
+        self._cut_losses(content["step"])
+        self.resumed_step = content["step"]
+        return content
+
+
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Return (step, path) of every checkpoint in a run folder, the newest first."""
+    matches = [(re.fullmatch(r"checkpoint-(\d+)\.pt", path.name), path) for path in folder.iterdir()]
+    return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
+
+
+def read_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]:
+    """Return the newest complete checkpoint of a run folder, on the CPU. Changes nothing.
+
+    Args:
+        warn: gets a line for each checkpoint that is not readable.
+
+    Raises:
+        UserError: none is complete, or the newest is of a newer program.
+    """
+    for _, path in list_checkpoints(folder):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()  # torch.load does not compare checksums
+            if damaged is not None:
+                raise ValueError(f"{damaged} is damaged")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            version = content["format"]
+        except Exception as error:  # torch.load has no one exception for a broken file
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+            warn(f"Warning: {path} is not readable ({reason}); trying the one before")
+            continue
+        if version > FORMAT:
+            raise UserError(f"{path} has format {version}, this program reads {FORMAT}; update it")
+        return content
+    raise UserError(f"{folder} holds no complete checkpoint; start a new run")
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

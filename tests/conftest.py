@@ -13,16 +13,22 @@ import pytest
 import torch
 from PIL import Image
 
+import cycle_gan
 import vanilla_gan
-from options import VanillaOptions, parse_command_line
+from options import CycleOptions, VanillaOptions, parse_command_line
 from utils import run_main
 
 ROOT = Path(__file__).parent.parent
 
 torch.set_num_threads(1)  # for networks this small more threads only wait for each other
 
-# Small enough that a step takes milliseconds.
-TINY = ["--image_size=32", "--conv_dim=2", "--noise_size=4", "--batch_size=4", "--device=cpu"]
+# The training scripts, with their options, and with sizes so small that a step takes milliseconds.
+MODULES = {"vanilla_gan.py": vanilla_gan, "cycle_gan.py": cycle_gan}
+OPTIONS = {"vanilla_gan.py": VanillaOptions, "cycle_gan.py": CycleOptions}
+TINY = {
+    "vanilla_gan.py": ["--image_size=32", "--batch_size=4", "--device=cpu", "--conv_dim=2", "--noise_size=4"],
+    "cycle_gan.py": ["--image_size=32", "--batch_size=4", "--device=cpu", "--g_conv_dim=2", "--d_conv_dim=2"],
+}
 
 
 def make_photo(size: tuple[int, int], seed: int) -> Image.Image:
@@ -41,11 +47,39 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
+def make_domains(root: Path, jpeg: bool = False) -> None:
+    """Write two domains: trainA with 10 images, trainB with 7, testA and testB with 3; with `jpeg` one more in each."""
+    for seed, (name, count) in enumerate({"trainA": 10, "trainB": 7, "testA": 3, "testB": 3}.items()):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            make_photo((40 + 3 * i, 48), 100 * (seed + 1) + i).save(root / name / f"{i}.png")
+        if jpeg:
+            make_photo((40, 40), seed).save(root / name / "a.jpg")
+
+
+@pytest.fixture
+def domains(tmp_path: Path) -> Path:
+    """A folder that `make_domains` made."""
+    make_domains(tmp_path / "domains")
+    return tmp_path / "domains"
+
+
+@pytest.fixture
+def images_of(photos: Path, domains: Path) -> dict[str, Path]:
+    """Script -> what its --data may be."""
+    return {"vanilla_gan.py": photos, "cycle_gan.py": domains}
+
+
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project's own files, in which tests may write."""
     target = tmp_path_factory.mktemp("checkout")
-    for path in [*ROOT.glob("*.*"), *ROOT.glob("data/*.*"), *ROOT.glob("checkpoints/README.md")]:
+    for path in [
+        *ROOT.glob("*.*"),
+        *ROOT.glob("data/*.*"),
+        *ROOT.glob("benchmarks/*.*"),
+        *ROOT.glob("checkpoints/README.md"),
+    ]:
         if path.is_file():
             (target / path.relative_to(ROOT)).parent.mkdir(exist_ok=True)
             shutil.copy2(path, target / path.relative_to(ROOT))
@@ -60,19 +94,18 @@ def command(script: Path, *arguments: str, env: dict[str, str] = os.environ, **k
     )  # fmt: skip
 
 
-def train(*arguments: str) -> int:
-    """Run vanilla_gan.py in this process, with tiny networks; return its exit code."""
+def train(*arguments: str, script: str = "vanilla_gan.py") -> int:
+    """Run a training script in this process, with tiny networks; return its exit code."""
+    return resume(*TINY[script], *arguments, script=script)
+
+
+def resume(*arguments: str, script: str = "vanilla_gan.py") -> int:
+    """Like `train`, but with no flag besides those given: a resumed run has its own."""
     try:
-        options = parse_command_line(VanillaOptions, [*TINY, *arguments], "vanilla_gan.py", "")
+        options = parse_command_line(OPTIONS[script], arguments, script, "")
     except SystemExit as stop:
         return stop.code
-    return run_main(lambda: vanilla_gan.main(options), "vanilla_gan.py")
-
-
-def resume(*arguments: str) -> int:
-    """Like `train`, but with no flag besides those given: a resumed run has its own."""
-    options = parse_command_line(VanillaOptions, arguments, "vanilla_gan.py", "")
-    return run_main(lambda: vanilla_gan.main(options), "vanilla_gan.py")
+    return run_main(lambda: MODULES[script].main(options), script)
 
 
 class FinishedRun:
@@ -98,12 +131,14 @@ class FinishedRun:
 
 
 @pytest.fixture
-def run_once(photos: Path, tmp_path: Path):
-    """Train two iterations on `photos` with extra flags; return the FinishedRun."""
+def run_once(images_of: dict[str, Path], tmp_path: Path):
+    """Train two iterations with extra flags; return the FinishedRun."""
 
-    def run(*arguments: str, name: str = "run") -> FinishedRun:
-        flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path / 'runs'}", f"--name={name}"]
-        assert train(*flags, "--train_iters=2", "--log_step=1", *arguments) == 0
+    def run(*arguments: str, name: str = "run", script: str = "vanilla_gan.py") -> FinishedRun:
+        flags = [f"--data={images_of[script]}", f"--checkpoint_dir={tmp_path / 'runs'}", f"--name={name}"]
+        if any(argument.startswith(("--X=", "--Y=")) for argument in arguments):
+            del flags[0]
+        assert train(*flags, "--train_iters=2", "--log_step=1", *arguments, script=script) == 0
         (options_file,) = tmp_path.glob(f"*/{name}/options.json")
         return FinishedRun(options_file.parent)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import data_loader
 from tests.conftest import command, resume, train
 from utils import run_main
 
@@ -47,7 +48,6 @@ MISTAKES = {
     "hold out all": (["--test_split=0.99"], ["--test_split", "0.99", "smaller"]),
     "resume no run": (["--resume={tmp}/empty"], ["--resume", "empty", "no run folder", "runs/NAME"]),
     "folder of folders": (["--data={tmp}"], ["--data", "broken, empty, photos, runs", "give one of them"]),
-    "images of a preset": (["--preset=hasey", "--data=no/where"], ["--data of the preset hasey", "no/where"]),
     "resume nothing": (["--resume"], ["--resume", "RUN_FOLDER"]),
 }
 
@@ -62,6 +62,46 @@ def test_mistake(mistake, world, capsys):
     assert code == 2 and out == "" and err.count("\n") == 1 and err.startswith("vanilla_gan.py: error: "), err
     assert all(word in err for word in words), err
     assert snapshot(world) == before
+
+
+CYCLE_MISTAKES = {
+    "only one domain": (["--X={tmp}/photos"], ["--Y", "missing", "--X", "photos", "both"]),
+    "both ways": (["--X={tmp}/photos", "--Y={tmp}/photos", "--data={tmp}"], ["--data", "--X and --Y"]),
+    "no domains": (["--data={tmp}/photos"], ["--data", "photos", "trainA", "--X and --Y"]),
+    "missing folder": (["--X={tmp}/photos", "--Y={tmp}/nowhere"], ["--Y", "nowhere", "give a folder"]),
+    "unreadable domain": (["--X={tmp}/photos", "--Y={tmp}/broken"], ["--Y", "broken", "a.png"]),
+    "odd size": (["--image_size=50", "--disc=patch"], ["--image_size", "50", "multiple of 4"]),
+    "small size": (["--image_size=32", "--n_downsample=4"], ["--image_size", "32", "from 64 on"]),
+    "size of dc": (["--image_size=48", "--disc=dc"], ["--image_size", "48", "--disc dc", "--disc patch"]),
+    "size of toy cats": (["--image_size=48", "--disc=patch"], ["size 48", "32, 64, 128, 256", "give a folder"]),
+    "unused weight": (["--lambda_cycle=3", "--data={tmp}"], ["--lambda_cycle", "--use_cycle_consistency_loss"]),
+    "unused distance": (["--loss_type=L2", "--data={tmp}"], ["--cycle_loss", "--use_cycle_consistency_loss"]),
+    "unused identity": (["--lambda_identity=3"], ["--lambda_identity", "--use_identity_loss"]),
+    "small pool": (["--pool_size=3"], ["--pool_size", "3", "batch of 4"]),
+    "unknown distance": (["--cycle_loss=L3"], ["cycle_loss", "L3", "L1, L2, SSIM"]),
+    "unknown generator": (["--gen=unet"], ["gen", "unet", "cycle, resnet_6blocks, resnet_9blocks"]),
+}
+
+
+@pytest.mark.parametrize("mistake", CYCLE_MISTAKES)
+def test_cycle_mistake(mistake, world, capsys):
+    arguments, words = CYCLE_MISTAKES[mistake]
+    before = snapshot(world)
+    arguments = [argument.format(tmp=world) for argument in arguments]
+    code = train(f"--checkpoint_dir={world / 'runs'}", "--train_iters=1", *arguments, script="cycle_gan.py")
+    out, err = capsys.readouterr()
+    assert code == 2 and out == "" and err.count("\n") == 1 and err.startswith("cycle_gan.py: error: "), err
+    assert all(word in err for word in words), err
+    assert snapshot(world) == before
+
+
+@pytest.mark.parametrize("script, name", [("vanilla_gan.py", "--data"), ("cycle_gan.py", "--X")])
+def test_images_of_a_preset(script, name, tmp_path, monkeypatch, capsys):
+    """Who named the folder that isn't there: the preset."""
+    monkeypatch.setattr(data_loader, "_DATA_ROOT", tmp_path)
+    assert train("--preset=hasey", f"--checkpoint_dir={tmp_path / 'runs'}", script=script) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and f"{name} of the preset hasey: there is no folder cat/grumpify" in err
 
 
 def test_mistake_on_the_command_line(tmp_path):

@@ -30,12 +30,16 @@ def first_loss(run: FinishedRun, name: str) -> float:
     return float(run.rows()[0][name])
 
 
+def images(run: FinishedRun) -> dict:
+    return run.data["images"]
+
+
 # Flag -> (arguments, what the run with them must show and the run without must not).
 FLAGS = {
     "image_size": (["--image_size=64"], lambda r: size(r, "sample-000000.png") == (8 * 66 + 2, 8 * 66 + 2)),
     "data_aug": (["--data_aug=deluxe"], lambda r: "35x35" in r.log),
-    "ext": (["--ext=jpg"], lambda r: list(r.data["train"]) == ["10.jpg"]),
-    "test_split": (["--test_split=0.5"], lambda r: sorted(map(len, (r.data["test"], r.data["train"]))) == [5, 6]),
+    "ext": (["--ext=jpg"], lambda r: list(images(r)["train"]) == ["10.jpg"]),
+    "test_split": (["--test_split=0.5"], lambda r: sorted(map(len, (images(r)["test"], images(r)["train"]))) == [5, 6]),
     "cache_gb": (["--cache_gb=0"], lambda r: "streamed from disk" in r.log),
     "norm": (["--norm=batch"], lambda r: "layers.0.1.running_mean" in r.checkpoint()["networks"]["G"]),
     "spectral_norm": (
@@ -62,7 +66,7 @@ FLAGS = {
     "checkpoint_dir": (["--checkpoint_dir={tmp}/elsewhere"], lambda r: r.folder.parent.name == "elsewhere"),
     "name": (["--name=other"], lambda r: r.folder.name == "other"),
     "preset": (["--preset=hasey"], lambda r: r.options["upsample"] == "deconv" and r.options["norm"] == "batch"),
-    "data": (["--data={tmp}/more"], lambda r: r.data["folder"].endswith("more") and list(r.data["train"]) == ["0.png"]),
+    "data": (["--data={tmp}/more"], lambda r: images(r)["folder"].endswith("more") and len(images(r)["train"]) == 1),
 }  # fmt: skip
 
 # Flags whose result is the same kind of thing but other numbers, or that other tests cover.

@@ -37,7 +37,7 @@ def results(project):
         if "list" not in arguments:
             runs = list((project / "checkpoints").glob("my-cats/checkpoint-*.pt"))
             extra = [f"--train_iters={2 + len(runs)}"]
-            arguments += extra if "--resume" in arguments else [*TINY, *extra, "--log_step=1"]
+            arguments += extra if "--resume" in arguments else [*TINY[script], *extra, "--log_step=1"]
         results[line] = command(project / script, *arguments, cwd=project)
     return results
 
@@ -52,7 +52,7 @@ def test_the_first_command_trains_on_toy_cats(project, results):
     """Without any flag: the embedded cats, with grids, a plot and a checkpoint at the end."""
     (folder,) = (project / "checkpoints").glob("vanilla_gan-toy_cats-*")
     run = FinishedRun(folder)
-    assert len(run.data["train"]) == 200 and run.data["folder"].endswith("toy_cats_32/trainB")
+    assert len(run.data["images"]["train"]) == 200 and run.data["images"]["folder"].endswith("toy_cats_32/trainB")
     assert run.options["preset"] == "toy_cats" and run.steps("samples/sample-*.png")[0] == 0
     assert (folder / "losses.png").exists() and run.steps("checkpoint-*.pt") == run.steps("samples/sample-*.png")[1:]
 

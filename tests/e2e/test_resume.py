@@ -6,26 +6,43 @@ import signal
 import pytest
 import torch
 
+import data_loader
+import models
+import runs
+import trainer
 import vanilla_gan
-from tests.conftest import FinishedRun, assert_same, resume, train
+from tests.conftest import MODULES, FinishedRun, assert_same, resume, train
 
 N, M = 5, 4  # the stop is on no multiple of log_step, sample_every or checkpoint_every
 
 CADENCE = ["--log_step=3", "--sample_every=4", "--checkpoint_every=4"]
 CASES = {
-    "default": [],
-    "everything": [
-        "--data_aug=deluxe", "--use_diffaug", "--spectral_norm", "--norm=batch", "--upsample=deconv", "--disc=patch",
-    ],
-    "streaming": ["--cache_gb=0", "--data_aug=deluxe_autocontrast", "--gan_mode=hinge"],
-    "no average": ["--ema_decay=0", "--batch_size=16", "--lr_policy=linear", "--init_type=normal"],
-    "bf16": ["--amp=bf16", "--lr_policy=cosine", "--gan_mode=vanilla"],
+    "vanilla_gan.py": {
+        "default": [],
+        "everything": [
+            "--data_aug=deluxe", "--use_diffaug", "--spectral_norm", "--norm=batch", "--upsample=deconv",
+            "--disc=patch",
+        ],
+        "streaming": ["--cache_gb=0", "--data_aug=deluxe_autocontrast", "--gan_mode=hinge"],
+        "no average": ["--ema_decay=0", "--batch_size=16", "--lr_policy=linear", "--init_type=normal"],
+        "bf16": ["--amp=bf16", "--lr_policy=cosine", "--gan_mode=vanilla"],
+    },
+    "cycle_gan.py": {
+        "default": [],
+        "everything": [
+            "--use_cycle_consistency_loss", "--cycle_loss=SSIM", "--use_identity_loss", "--pool_size=10",
+            "--data_aug=deluxe", "--use_diffaug", "--spectral_norm", "--norm=batch", "--disc=patch70",
+        ],
+        "streaming": ["--cache_gb=0", "--data_aug=deluxe_autocontrast", "--pool_size=30", "--gen=resnet_6blocks"],
+        "no average": ["--ema_decay=0", "--batch_size=8", "--lr_policy=linear", "--upsample=deconv"],
+    },
 }  # fmt: skip
+BOTH = [(script, case) for script, cases in CASES.items() for case in cases]
 
 
-def stop_at(monkeypatch, step: int, number: signal.Signals) -> None:
+def stop_at(monkeypatch, step: int, number: signal.Signals, script: str = "vanilla_gan.py") -> None:
     """Have a signal arrive in the middle of an iteration."""
-    real = vanilla_gan.train_step
+    real = MODULES[script].train_step
 
     def train_step(state, batch, options):
         losses = real(state, batch, options)
@@ -33,7 +50,7 @@ def stop_at(monkeypatch, step: int, number: signal.Signals) -> None:
             signal.raise_signal(number)
         return losses
 
-    monkeypatch.setattr(vanilla_gan, "train_step", train_step)
+    monkeypatch.setattr(MODULES[script], "train_step", train_step)
 
 
 def assert_same_runs(a: FinishedRun, b: FinishedRun) -> None:
@@ -49,18 +66,19 @@ def assert_same_runs(a: FinishedRun, b: FinishedRun) -> None:
         assert (a.folder / "samples" / name).read_bytes() == (b.folder / "samples" / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_stopped_by_a_signal(case, photos, tmp_path, monkeypatch):
-    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", f"--train_iters={N + M}", *CADENCE, *CASES[case]]
-    assert train(*flags, "--name=whole") == 0
+@pytest.mark.parametrize("script, case", BOTH)
+def test_stopped_by_a_signal(script, case, images_of, tmp_path, monkeypatch):
+    flags = [f"--data={images_of[script]}", f"--checkpoint_dir={tmp_path}", f"--train_iters={N + M}", *CADENCE]
+    flags += CASES[script][case]
+    assert train(*flags, "--name=whole", script=script) == 0
     with monkeypatch.context() as patch:
-        stop_at(patch, N, signal.SIGTERM)
-        assert train(*flags, "--name=parts") == 128 + signal.SIGTERM
+        stop_at(patch, N, signal.SIGTERM, script)
+        assert train(*flags, "--name=parts", script=script) == 128 + signal.SIGTERM
     parts = FinishedRun(tmp_path / "parts")
     assert parts.steps("checkpoint-*.pt") == [4, N], "the iteration was finished and saved"
-    assert f"--resume {tmp_path / 'parts'}" in parts.log
+    assert f"{script} --resume {tmp_path / 'parts'}" in parts.log
     torch.manual_seed(999)  # whatever this process drew since must not matter
-    assert resume(f"--resume={tmp_path / 'parts'}") == 0
+    assert resume(f"--resume={tmp_path / 'parts'}", script=script) == 0
     assert_same_runs(FinishedRun(tmp_path / "whole"), FinishedRun(tmp_path / "parts"))
 
 
@@ -87,11 +105,21 @@ def test_the_comparison_would_notice(forgotten, photos, tmp_path, monkeypatch):
     elif forgotten == "optimizer":
         monkeypatch.setattr(torch.optim.Adam, "load_state_dict", lambda self, state: None)
     elif forgotten == "data order":
-        real = vanilla_gan.ImageBatches.indices
-        monkeypatch.setattr(vanilla_gan.ImageBatches, "indices", lambda self, step: real(self, step - N))
+        real = data_loader.ImageBatches.indices
+        monkeypatch.setattr(data_loader.ImageBatches, "indices", lambda self, step: real(self, step - N))
     else:
-        monkeypatch.setattr("trainer.State.load", forget_sums(vanilla_gan.State.load))
+        monkeypatch.setattr("trainer.State.load", forget_sums(trainer.State.load))
     assert resume(f"--resume={tmp_path / 'parts'}", f"--train_iters={N + M}") == 0
+    with pytest.raises(AssertionError):
+        assert_same_runs(FinishedRun(tmp_path / "whole"), FinishedRun(tmp_path / "parts"))
+
+
+def test_a_forgotten_pool_would_be_noticed(domains, tmp_path, monkeypatch):
+    flags = [f"--data={domains}", f"--checkpoint_dir={tmp_path}", "--pool_size=8", *CADENCE]
+    assert train(*flags, "--name=whole", f"--train_iters={N + M}", script="cycle_gan.py") == 0
+    assert train(*flags, "--name=parts", f"--train_iters={N}", script="cycle_gan.py") == 0
+    monkeypatch.setattr(models.ImagePool, "load_state_dict", lambda self, state: None)
+    assert resume(f"--resume={tmp_path / 'parts'}", f"--train_iters={N + M}", script="cycle_gan.py") == 0
     with pytest.raises(AssertionError):
         assert_same_runs(FinishedRun(tmp_path / "whole"), FinishedRun(tmp_path / "parts"))
 
@@ -128,7 +156,7 @@ def test_killed_before_the_first_checkpoint(photos, tmp_path, monkeypatch):
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(vanilla_gan.Run, "save_checkpoint", crash)
+        patch.setattr(runs.Run, "save_checkpoint", crash)
         with pytest.raises(RuntimeError, match="killed"):
             train(*flags, "--name=parts")
     assert resume(f"--resume={tmp_path / 'parts'}") == 0

@@ -17,7 +17,7 @@ def test_in_a_terminal_one_line_shows_iteration_losses_speed_and_time_left(photo
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 150, 0, 0))  # a new terminal has no columns
     arguments = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--name=run", "--train_iters=60", "--log_step=5"]
     with subprocess.Popen(
-        [sys.executable, str(ROOT / "vanilla_gan.py"), *TINY, *arguments],
+        [sys.executable, str(ROOT / "vanilla_gan.py"), *TINY["vanilla_gan.py"], *arguments],
         stdin=terminal, stdout=terminal, stderr=terminal, env={**os.environ, "OMP_NUM_THREADS": "1"},
     ) as process:  # fmt: skip
         os.close(terminal)
@@ -39,7 +39,7 @@ def test_in_a_terminal_one_line_shows_iteration_losses_speed_and_time_left(photo
 
 def test_without_a_terminal_plain_lines(photos, tmp_path):
     arguments = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--name=run", "--train_iters=20", "--log_step=10"]
-    result = command(ROOT / "vanilla_gan.py", *TINY, *arguments)
+    result = command(ROOT / "vanilla_gan.py", *TINY["vanilla_gan.py"], *arguments)
     assert result.returncode == 0 and "\r" not in result.stdout and result.stderr == ""
     assert re.search(r"^20/20  D_real \d\.\d+ .* it/s, \d\d:\d\d left$", result.stdout, re.MULTILINE)
     log = FinishedRun(tmp_path / "run").log

@@ -14,9 +14,15 @@ from tests.conftest import ROOT, TINY, FinishedRun
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_saves_and_says_how_to_go_on(number, code, photos, tmp_path):
-    arguments = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--name=run", "--train_iters=1000000"]
+    arguments = [
+        *TINY["vanilla_gan.py"],
+        f"--data={photos}",
+        f"--checkpoint_dir={tmp_path}",
+        "--name=run",
+        "--train_iters=1000000",
+    ]
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "vanilla_gan.py"), *TINY, *arguments, "--log_step=1", "--sample_every=1000000"],
+        [sys.executable, str(ROOT / "vanilla_gan.py"), *arguments, "--log_step=1", "--sample_every=1000000"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip

@@ -9,8 +9,8 @@ from diff_augment import diff_augment
 from options import VanillaOptions
 from tests.conftest import assert_same
 from trainer import make_state
-from utils import choose_precision
-from vanilla_gan import build_networks, draw_samples, image_grid, sample_latents, train_step
+from utils import choose_precision, image_grid
+from vanilla_gan import build_networks, draw_samples, sample_latents, train_step
 
 CPU = torch.device("cpu")
 OPTIONS = VanillaOptions(image_size=32, conv_dim=2, noise_size=4, use_diffaug="translation,cutout", ema_decay=0.9)
@@ -49,7 +49,7 @@ def difference(wrong=None):
     real = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(5)) * 2 - 1
     ours, theirs = make(), make()
     torch.manual_seed(1)
-    losses = train_step(ours, real, OPTIONS)
+    losses = train_step(ours, {"images": real}, OPTIONS)
     torch.manual_seed(1)
     expected = by_hand(theirs, real, wrong)
     assert all(not value.requires_grad for value in losses.values()) and losses.keys() == expected.keys()
@@ -73,7 +73,7 @@ def test_wrong_updates_are_rejected(wrong):
 
 def test_update_leaves_no_gradients():
     state = make()
-    train_step(state, torch.zeros(2, 3, 32, 32), OPTIONS)
+    train_step(state, {"images": torch.zeros(2, 3, 32, 32)}, OPTIONS)
     assert all(p.grad is None for network in state.networks.values() for p in network.parameters())
 
 

@@ -8,7 +8,20 @@ import torch
 from PIL import Image
 
 import data_loader
-from data_loader import EXTENSIONS, ImageBatches, decode, find_folder, hold_out, list_images, to_rgb
+from data_loader import (
+    EXTENSIONS,
+    ImageBatches,
+    Source,
+    decode,
+    find_domains,
+    find_folder,
+    find_images,
+    hold_out,
+    list_images,
+    load_images,
+    to_rgb,
+)
+from options import CycleOptions, VanillaOptions
 from tests.conftest import make_photo
 from utils import UserError
 
@@ -233,3 +246,55 @@ def test_a_file_that_goes_while_it_is_streamed(photos):
         path.unlink()
     with pytest.raises(UserError, match=r"photos/\d\.png could be read before but not now .*--resume"):
         images.batch(0)
+
+
+# ---- Domains
+
+
+def test_sources(domains, photos, monkeypatch):
+    assert find_images(VanillaOptions(data=str(photos))) == {"images": Source(photos, None, "--data")}
+    root = find_domains(CycleOptions(data=str(domains)))
+    assert root["X"] == Source(domains / "trainA", domains / "testA", "--data")
+    assert root["Y"] == Source(domains / "trainB", domains / "testB", "--data")
+    (domains / "testA").rename(domains / "elsewhere")
+    assert find_domains(CycleOptions(data=str(domains)))["X"].test is None
+    two = find_domains(CycleOptions(X=str(photos), Y=str(domains / "trainB")))
+    assert two == {"X": Source(photos, None, "--X"), "Y": Source(domains / "trainB", None, "--Y")}
+    monkeypatch.setattr(data_loader, "toy_cats", lambda size: domains / str(size))
+    assert find_images(VanillaOptions(image_size=32))["images"].train == domains / "32" / "trainB"
+    with pytest.raises(UserError, match=r"--data: .*128 holds no folder trainA"):
+        find_domains(CycleOptions(image_size=128))
+
+
+def test_domains_have_an_order_of_their_own(photos):
+    """Else images of equal place would always come together, as if they were pairs."""
+    one, other = (batches(list_images(photos), stream=stream) for stream in (0, 1))
+    passes = [[data.indices(step).tolist() for step in range(5)] for data in (one, other)]
+    assert passes[0] != passes[1]
+    assert all(sorted(index for batch in orders for index in batch) == sorted([*range(10)] * 2) for orders in passes)
+    assert batches(list_images(photos), seed=12).indices(0).tolist() != passes[1][0], "nor that of the next seed"
+
+
+def test_load_images(domains):
+    settings = {"image_size": 32, "batch_size": 4}
+    data = load_images(find_domains(CycleOptions(data=str(domains))), CycleOptions(**settings), CPU)
+    assert {name: (len(images), images.stream) for name, images in data.items()} == {"X": (10, 0), "Y": (7, 1)}
+    assert data["X"].test == list_images(domains / "testA")
+    split = load_images(find_domains(CycleOptions(data=str(domains))), CycleOptions(test_split=0.3, **settings), CPU)
+    assert len(split["X"]) == 7 and {path.parent.name for path in split["X"].test} == {"trainA"}
+    size = 10 * 3 * 32 * 32 / 1e9
+    for cache_gb, expected in ((2.01 * size, True), (1.99 * size, False)):  # half for each domain
+        options = CycleOptions(cache_gb=cache_gb, **settings)
+        assert load_images(find_domains(CycleOptions(data=str(domains))), options, CPU)["X"].is_cached is expected
+
+
+def test_images_to_look_at(domains):
+    """Held-out images first, whole and without augmentation; unreadable ones are passed over."""
+    test = list_images(domains / "testA")
+    data = batches(list_images(domains / "trainA"), data_aug="deluxe", test=test)
+    shown = data.to_look_at(5)
+    expected = torch.stack([decode(path, 32) for path in [*test, *data.files[:2]]]) / 127.5 - 1
+    torch.testing.assert_close(shown, expected)
+    test[1].write_text("no image")
+    torch.testing.assert_close(data.to_look_at(2), expected[[0, 2]])
+    assert len(data.to_look_at(100)) == 12

@@ -11,7 +11,15 @@ import diff_augment
 import losses
 import models
 import trainer
-from options import DIFFAUGMENT_ALL, CommonOptions, VanillaOptions, build_parser, option_fields, parse_command_line
+from options import (
+    DIFFAUGMENT_ALL,
+    CommonOptions,
+    CycleOptions,
+    VanillaOptions,
+    build_parser,
+    option_fields,
+    parse_command_line,
+)
 from tests.conftest import ROOT
 
 
@@ -44,11 +52,30 @@ def test_length_in_epochs_beats_the_presets_iterations():
     assert parse("--preset=agrawal", "--num_epochs=3", "--train_iters=5").train_iters == 5
 
 
-@pytest.mark.parametrize("name", VanillaOptions.PRESETS)
-def test_presets_are_valid_and_change_something(name):
-    options = parse(f"--preset={name}")
-    assert options.to_dict() != parse("--data=x").to_dict()
-    assert set(VanillaOptions.PRESETS[name][1]) <= {field.name for field in option_fields(VanillaOptions)}
+@pytest.mark.parametrize("cls", [VanillaOptions, CycleOptions])
+def test_presets_are_valid_and_change_something(cls):
+    for name, (_, values) in cls.PRESETS.items():
+        options = parse_command_line(cls, [f"--preset={name}"], "prog", "")
+        assert options.to_dict() != parse_command_line(cls, ["--data=x"], "prog", "").to_dict()
+        assert values.items() <= options.to_dict().items()
+
+
+def test_images_on_the_command_line_replace_those_of_the_preset():
+    def cycle(*argv):
+        return parse_command_line(CycleOptions, argv, "cycle_gan.py", "")
+
+    assert cycle("--preset=hasey").X == "cat/grumpifyAprocessed" and cycle("--preset=hasey").data is None
+    replaced = cycle("--preset=hasey", "--data=x")
+    assert (replaced.X, replaced.Y, replaced.data, replaced.upsample) == (None, None, "x", "deconv")
+    replaced = cycle("--preset=apple2orange64", "--X=a", "--Y=b")
+    assert (replaced.X, replaced.Y, replaced.data, replaced.disc) == ("a", "b", None, "patch")
+    assert cycle("--X=a", "--Y=b").preset is None and cycle().preset == "toy_cats"
+
+
+def test_options_that_one_alone_would_not_use():
+    """A preset may hold weights of losses that the command line turns off."""
+    argv = ["--preset=cats256", "--no-use_cycle_consistency_loss"]
+    assert not parse_command_line(CycleOptions, argv, "cycle_gan.py", "").use_cycle_consistency_loss
 
 
 def test_flag_forms():
@@ -122,11 +149,12 @@ def test_preset_list_prints_one_line_each(capsys):
     assert stop.value.code == 0 and [line.split()[0] for line in lines] == list(VanillaOptions.PRESETS)
 
 
-@pytest.mark.parametrize("argument", ["--help", "--image_size=48"])
-def test_answers_without_importing_torch(argument):
+@pytest.mark.parametrize("script", ["vanilla_gan.py", "cycle_gan.py"])
+@pytest.mark.parametrize("argument", ["--help", "--image_size=47"])
+def test_answers_without_importing_torch(script, argument):
     """An import of torch would be on the list of modules that -X importtime prints."""
     result = subprocess.run(
-        [sys.executable, "-X", "importtime", str(ROOT / "vanilla_gan.py"), argument],
+        [sys.executable, "-X", "importtime", str(ROOT / script), argument],
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     modules = {line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines() if line.startswith("import time")}
@@ -136,7 +164,7 @@ def test_answers_without_importing_torch(argument):
 def test_choices_are_the_names_that_the_code_knows():
     choices = {field.name: field.metadata["choices"] for field in option_fields(VanillaOptions)}
     assert choices["data_aug"] == tuple(data_loader.AUGMENTATIONS)
-    assert choices["disc"] == tuple(models.DISCRIMINATORS)
+    assert set(choices["disc"]) < set(models.DISCRIMINATORS)
     assert choices["gan_mode"] == tuple(losses.GAN_MODES)
     assert choices["image_size"] == models.IMAGE_SIZES
     assert choices["init_type"] == tuple(models.INITS)
@@ -144,6 +172,11 @@ def test_choices_are_the_names_that_the_code_knows():
     assert choices["norm"] == tuple(models.NORMS)
     assert choices["upsample"] == tuple(models.UPSAMPLES)
     assert tuple(DIFFAUGMENT_ALL.split(",")) == tuple(diff_augment.POLICIES)
+    choices = {field.name: field.metadata["choices"] for field in option_fields(CycleOptions)}
+    assert choices["cycle_loss"] == tuple(losses.CYCLE_LOSSES)
+    assert choices["disc"] == tuple(models.DISCRIMINATORS)
+    assert choices["gen"] == tuple(models.GENERATORS)
+    assert choices["upsample"] == tuple(models.UPSAMPLES)
 
 
 def test_every_default_passes_its_own_check():
@@ -170,7 +203,8 @@ RESUMABLE = {
 
 
 def test_what_is_resumable():
-    assert {field.name for field in option_fields(VanillaOptions) if field.metadata["resumable"]} == RESUMABLE
+    for cls, resumable in ((VanillaOptions, RESUMABLE), (CycleOptions, RESUMABLE - {"num_epochs"})):
+        assert {field.name for field in option_fields(cls) if field.metadata["resumable"]} == resumable
 
 
 def test_resumed_run_takes_lengths_and_refuses_the_rest():
@@ -185,6 +219,8 @@ def test_resumed_run_takes_lengths_and_refuses_the_rest():
 
 
 def test_common_options_hold_what_both_scripts_share():
-    assert {field.name for field in option_fields(VanillaOptions)} - {f.name for f in option_fields(CommonOptions)} == {
-        "data", "num_epochs", "conv_dim", "noise_size", "disc", "upsample",
-    }  # fmt: skip
+    common, vanilla, cycle = (
+        {field.name for field in option_fields(cls)} for cls in (CommonOptions, VanillaOptions, CycleOptions)
+    )
+    assert vanilla - common == {"data", "num_epochs", "conv_dim", "noise_size", "disc", "upsample"}
+    assert vanilla & cycle - common == {"data", "disc", "upsample"}, "these differ in what they mean"

@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 
 from options import VanillaOptions
-from runs import FORMAT, Run, _smooth, draw_losses
+from runs import FORMAT, Run, _smooth, draw_losses, list_checkpoints
 from utils import UserError, write_json, write_whole
 
 CPU = torch.device("cpu")
 
 
 def create(tmp_path, **options):
-    return Run.create(VanillaOptions(checkpoint_dir=str(tmp_path), **options), "vanilla_gan.py", "vanilla-cats")
+    return Run.create(VanillaOptions(checkpoint_dir=str(tmp_path), **options), "vanilla_gan.py", ["cats"])
 
 
 def find(folder):
@@ -26,7 +26,7 @@ def find(folder):
 
 def test_a_faster_run_takes_the_number(tmp_path, monkeypatch):
     """Two runs choose the same number at once: the slower one takes the next."""
-    real, others = Run._next_folder, iter(["vanilla-cats-001"])
+    real, others = Run._next_folder, iter(["vanilla_gan-cats-001"])
 
     def slow(parent, stem):
         folder = real(parent, stem)
@@ -35,7 +35,7 @@ def test_a_faster_run_takes_the_number(tmp_path, monkeypatch):
         return folder
 
     monkeypatch.setattr(Run, "_next_folder", staticmethod(slow))
-    assert create(tmp_path).folder.name == "vanilla-cats-002"
+    assert create(tmp_path).folder.name == "vanilla_gan-cats-002"
 
 
 def test_a_renamed_run_keeps_its_sample_folder(tmp_path):
@@ -62,10 +62,10 @@ def test_losses_without_a_whole_header_start_anew(tmp_path, text):
 
 
 def test_default_names_count_up_and_never_fill_a_gap(tmp_path):
-    assert [create(tmp_path).folder.name for _ in range(2)] == ["vanilla-cats-001", "vanilla-cats-002"]
-    (tmp_path / "vanilla-cats-007").mkdir()
-    (tmp_path / "vanilla-cats-diffaug-900").mkdir()
-    assert create(tmp_path).folder.name == "vanilla-cats-008"
+    assert [create(tmp_path).folder.name for _ in range(2)] == ["vanilla_gan-cats-001", "vanilla_gan-cats-002"]
+    (tmp_path / "vanilla_gan-cats-007").mkdir()
+    (tmp_path / "vanilla_gan-cats-diffaug-900").mkdir()
+    assert create(tmp_path).folder.name == "vanilla_gan-cats-008"
 
 
 def test_a_taken_name_is_refused_and_untouched(tmp_path):
@@ -74,7 +74,7 @@ def test_a_taken_name_is_refused_and_untouched(tmp_path):
     request = VanillaOptions(checkpoint_dir=str(tmp_path), name="mine")
     for call in (Run.find, Run.create):
         with pytest.raises(UserError, match=r"--name: .*mine exists; use --resume .*mine .*or another name"):
-            call(request, "vanilla_gan.py", *(["stem"] if call == Run.create else []))
+            call(request, "vanilla_gan.py", *([["cats"]] if call == Run.create else []))
     assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
 
 
@@ -128,7 +128,7 @@ def test_newest_checkpoint_is_the_highest_step(tmp_path):
     for step in (100, 99, 1000000):
         run.save_checkpoint(step, {"x": torch.ones(2)})
     os.utime(run.folder / "checkpoint-000099.pt", (2**31, 2**31))
-    assert [step for step, _ in run.checkpoints()] == [1000000, 100, 99]
+    assert [step for step, _ in list_checkpoints(run.folder)] == [1000000, 100, 99]
     content = run.load_checkpoint()
     assert (content["step"], content["format"], content["script"]) == (1000000, FORMAT, "vanilla_gan.py")
 

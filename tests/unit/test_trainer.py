@@ -84,7 +84,7 @@ def test_mean_losses():
     assert state.mean_losses() == {"G": 3.0}
     state.add_losses({"G": torch.tensor(float("nan"))})
     state.step += 1
-    with pytest.raises(NonFiniteError, match="loss G became nan in iterations 1 to 4"):
+    with pytest.raises(NonFiniteError, match="loss G became nan at iteration 4"):
         state.mean_losses()
 
 
