@@ -106,7 +106,8 @@ def train_step(state: State, batch: dict[str, Tensor], options: CycleOptions) ->
     #     + lambda_identity (|G_XtoY(y) - y| + |G_YtoX(x) - x|), the last two if asked for.
     with state.precision.autocast():
         [of_y], [of_x] = judge(D_Y, fake_y), judge(D_X, fake_x)
-        G_total = losses["G_adversarial"] = loss.generator(of_y) + loss.generator(of_x)
+        losses["G_adversarial"] = loss.generator(of_y) + loss.generator(of_x)
+        G_total = losses["G_adversarial"]
         if options.use_cycle_consistency_loss:
             distance = CYCLE_LOSSES[options.cycle_loss]
             losses["cycle"] = distance(G_YtoX(fake_y), x) + distance(G_XtoY(fake_x), y)
@@ -115,18 +116,18 @@ def train_step(state: State, batch: dict[str, Tensor], options: CycleOptions) ->
             weight = options.lambda_cycle / 2 if options.lambda_identity is None else options.lambda_identity
             losses["identity"] = F.l1_loss(same_y, y) + F.l1_loss(same_x, x)
             G_total = G_total + weight * losses["identity"]
-    losses["G_total"] = G_total
     descend(G_total, state.optimizers["G"], state.precision.scaler)
 
     # Update both D: minimize real(D_X(x)) + fake(D_X(fake x)), and the same for y, on fakes from the pools.
     with state.precision.autocast():
         of_x, of_fake_x = judge(D_X, x, state.pools["X"](fake_x.detach()))
         of_y, of_fake_y = judge(D_Y, y, state.pools["Y"](fake_y.detach()))
-        losses["D_X"] = loss.real(of_x) + loss.fake(of_fake_x)
-        losses["D_Y"] = loss.real(of_y) + loss.fake(of_fake_y)
-        D_total = losses["D_X"] + losses["D_Y"]
+        D_X_loss = loss.real(of_x) + loss.fake(of_fake_x)
+        D_Y_loss = loss.real(of_y) + loss.fake(of_fake_y)
+        D_total = D_X_loss + D_Y_loss
     descend(D_total, state.optimizers["D"], state.precision.scaler)
 
+    losses = {"D_X": D_X_loss, "D_Y": D_Y_loss, **losses, "G_total": G_total}
     return {name: value.detach() for name, value in losses.items()}
 
 

@@ -138,7 +138,9 @@ class CommonOptions:
 
     def flag(self, name: str) -> str:
         """Return how to speak of an option in a message: its flag, and the preset if the value is the preset's."""
-        return f"--{name}" if self.preset is None or name in self.given else f"--{name} of the preset {self.preset}"
+        _, values = self.PRESETS.get(self.preset, ("", {}))
+        is_of_preset = name in values and values[name] == getattr(self, name)
+        return f"--{name} of the preset {self.preset}" if is_of_preset else f"--{name}"
 
     def hints(self, fewest: int, total: int) -> list[str]:
         """Return advice for a run of `total` iterations on folders of at least `fewest` images."""

@@ -243,7 +243,10 @@ class Progress:
     def __init__(self, run: Run, step: int, total: int):
         self.run, self.first, self.total = run, step, total
         self.is_terminal = sys.stderr.isatty()
-        self.bar = tqdm(initial=step, total=total, unit="it", disable=not self.is_terminal, dynamic_ncols=True)
+        self.bar = tqdm(
+            initial=step, total=total, unit="it", disable=not self.is_terminal, dynamic_ncols=True,
+            bar_format="{l_bar}{bar:8}{r_bar}",  # leaves room for the losses
+        )  # fmt: skip
         self.started = self.told = time.monotonic()
 
     def advance(self) -> None:

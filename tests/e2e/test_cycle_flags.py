@@ -163,7 +163,7 @@ def test_run_folder(run_once):
     assert list(checkpoint["networks"]) == ["G_XtoY", "G_YtoX", "D_X", "D_Y"]
     assert list(checkpoint["ema"]) == ["G_XtoY", "G_YtoX"] and list(checkpoint["optimizers"]) == ["G", "D"]
     assert checkpoint["script"] == "cycle_gan.py" and (run.folder / "losses.png").stat().st_size > 10_000
-    assert list(run.rows()[0]) == ["step", "G_adversarial", "cycle", "identity", "G_total", "D_X", "D_Y", "lr"]
+    assert list(run.rows()[0]) == ["step", "D_X", "D_Y", "G_adversarial", "cycle", "identity", "G_total", "lr"]
 
 
 def test_default_name_tells_data_and_losses(domains, tmp_path):

@@ -34,7 +34,10 @@ CASES = {
             "--data_aug=deluxe", "--use_diffaug", "--spectral_norm", "--norm=batch", "--disc=patch70",
         ],
         "streaming": ["--cache_gb=0", "--data_aug=deluxe_autocontrast", "--pool_size=30", "--gen=resnet_6blocks"],
-        "no average": ["--ema_decay=0", "--batch_size=8", "--lr_policy=linear", "--upsample=deconv"],
+        "no average": [
+            "--ema_decay=0", "--batch_size=8", "--lr_policy=linear", "--upsample=deconv", "--amp=bf16", "--pool_size=8",
+            "--use_cycle_consistency_loss",
+        ],
     },
 }  # fmt: skip
 BOTH = [(script, case) for script, cases in CASES.items() for case in cases]
