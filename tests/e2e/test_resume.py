@@ -179,3 +179,17 @@ def test_stop_before_the_first_iteration(photos, tmp_path, monkeypatch):
     assert FinishedRun(tmp_path / "parts").steps("checkpoint-*.pt") == [0]
     assert resume(f"--resume={tmp_path / 'parts'}") == 0
     assert_same_runs(FinishedRun(tmp_path / "whole"), FinishedRun(tmp_path / "parts"))
+
+
+def test_a_run_of_the_first_version_goes_on(photos, tmp_path):
+    """Its data.json knew no domains, and its checkpoints neither pools nor warnings."""
+    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--log_step=1"]
+    assert train(*flags, "--name=whole", "--train_iters=3") == 0
+    assert train(*flags, "--name=parts", "--train_iters=2") == 0
+    path = tmp_path / "parts" / "data.json"
+    path.write_text(json.dumps(json.loads(path.read_text())["images"]))
+    path = tmp_path / "parts" / "checkpoint-000002.pt"
+    content = torch.load(path, weights_only=True)
+    torch.save({key: value for key, value in content.items() if key not in ("pools", "warned")}, path)
+    assert resume(f"--resume={tmp_path / 'parts'}", "--train_iters=3") == 0
+    assert_same_runs(FinishedRun(tmp_path / "whole"), FinishedRun(tmp_path / "parts"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import vanilla_gan
-from tests.conftest import FinishedRun, assert_same, resume, train
+from tests.conftest import MODULES, FinishedRun, assert_same, resume, train
 
 
 @pytest.fixture
@@ -101,20 +101,25 @@ def test_a_plain_saver_loses_the_checkpoint(tmp_path):
         torch.load(path, weights_only=True)
 
 
-def test_not_a_number_stops_before_the_checkpoint(flags, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("script, loss", [("vanilla_gan.py", "D_real"), ("cycle_gan.py", "D_X")])
+def test_not_a_number_stops_before_the_checkpoint(script, loss, images_of, tmp_path, monkeypatch, capsys):
     """A loss that is no number ends the run with code 3; the last good checkpoint stays the newest."""
-    real = vanilla_gan.train_step
+    real = MODULES[script].train_step
 
     def train_step(state, batch, options):
-        return real(state, batch * (float("nan") if state.step == 4 else 1.0), options)
+        if state.step == 5:
+            batch = {name: images * float("nan") for name, images in batch.items()}
+        return real(state, batch, options)
 
-    monkeypatch.setattr(vanilla_gan, "train_step", train_step)
-    assert train(*flags, "--name=run", "--train_iters=8", "--log_step=100") == 3
+    monkeypatch.setattr(MODULES[script], "train_step", train_step)
+    flags = [f"--data={images_of[script]}", f"--checkpoint_dir={tmp_path}", "--checkpoint_every=2"]
+    assert train(*flags, "--name=run", "--train_iters=8", "--log_step=100", script=script) == 3
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "loss D_real became nan" in err
+    assert err.count("\n") == 1 and f"the loss {loss} became nan at iteration 6" in err
     run = FinishedRun(tmp_path / "run")
     assert run.steps("checkpoint-*.pt") == [2, 4]
-    assert all(torch.isfinite(value).all() for value in run.checkpoint()["networks"]["G"].values())
+    for network in run.checkpoint()["networks"].values():
+        assert all(torch.isfinite(value).all() for value in network.values())
 
 
 def test_weights_that_are_no_numbers_are_not_saved(flags, tmp_path, monkeypatch, capsys):

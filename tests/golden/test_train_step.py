@@ -10,7 +10,7 @@ from options import VanillaOptions
 from tests.conftest import assert_same
 from trainer import make_state
 from utils import choose_precision, image_grid
-from vanilla_gan import build_networks, draw_samples, sample_latents, train_step
+from vanilla_gan import build_networks, draw_samples, find_trouble, sample_latents, train_step
 
 CPU = torch.device("cpu")
 OPTIONS = VanillaOptions(image_size=32, conv_dim=2, noise_size=4, use_diffaug="translation,cutout", ema_decay=0.9)
@@ -90,3 +90,14 @@ def test_grid_shows_the_average_in_eval_mode():
     assert not torch.equal(grid, image_grid(state.networks["G"](z), 8))
     assert_same(dict(before), dict(state.networks["G"].state_dict()))
     assert state.networks["G"].training
+
+
+def test_trouble():
+    state = make()
+    state.step = 300
+    rows = [{"step": step, "D_total": 0.02} for step in range(10, 301, 10)]
+    assert "--use_diffaug" in find_trouble(state, OPTIONS, rows)["D has won"]
+    assert not find_trouble(state, OPTIONS, [{**row, "D_total": 0.03} for row in rows])
+    assert not find_trouble(state, OPTIONS, [])
+    state.step = 299
+    assert not find_trouble(state, OPTIONS, rows), "300 iterations first"
