@@ -15,7 +15,6 @@ the learning rate, the moving averages of the generators, checkpoints and signal
 import signal
 import sys
 from functools import partial
-from pathlib import Path
 
 from options import CycleOptions, parse_command_line
 
@@ -166,25 +165,25 @@ def find_trouble(
 ) -> dict[str, str]:
     """Return what goes wrong and what helps: kind of trouble -> a line for the user. `rows` are those of losses.csv."""
     trouble = {}
+    if state.step < 300:
+        return trouble
     for X, Y in (("X", "Y"), ("Y", "X")):
-        G, translations = f"G_{X}to{Y}", state.show(f"G_{X}to{Y}", fixed[X])
+        D, G = f"D_{Y}", f"G_{X}to{Y}"
+        translations = state.show(G, fixed[X])  # (N, 3, S, S)
         # Cycle consistency alone allows any map that another one undoes, such as that of each hue to its opposite.
         for kind, of in (("light and dark", brightness), ("the colors", chroma)):
             correlation = correlate(of(fixed[X]), of(translations)).mean().item()
             if correlation < -0.5:
+                remedy = "a larger --lambda_identity" if options.use_identity_loss else "--use_identity_loss"
                 trouble[f"{G} inverts {kind}"] = (
-                    f"{G} inverts {kind} (correlation of inputs and translations {correlation:.2f}); try "
-                    "--use_identity_loss"
+                    f"{G} inverts {kind} (correlation of inputs and translations {correlation:.2f}); try {remedy}"
                 )
-        if translations.std(dim=0).mean() < 0.1 * fixed[Y].std(dim=0).mean():
-            trouble[f"{G} has collapsed"] = (
-                f"{G} makes nearly the same image of every input; try --use_cycle_consistency_loss or --use_diffaug"
-            )
-        recent = [row[f"D_{X}"] for row in rows if row["step"] > state.step - 300]
-        if state.step >= 300 and has_won(recent, options.gan_mode):
-            trouble[f"D_{X} has won"] = (
-                f"D_{X} tells all images apart, so the generators learn nothing; try --use_diffaug or a lower --lr"
-            )
+        if len(translations) > 1 and translations.std(dim=0).mean() < 0.1 * fixed[Y].std(dim=0).mean():
+            remedy = "a lower --lr" if options.use_cycle_consistency_loss else "--use_cycle_consistency_loss"
+            trouble[f"{G} has collapsed"] = f"{G} makes nearly the same image of every input; try {remedy}"
+        if has_won([row[D] for row in rows if row["step"] > state.step - 300], options.gan_mode):
+            remedy = "a lower --lr" if options.use_diffaug else "--use_diffaug"
+            trouble[f"{D} has won"] = f"{D} tells all images apart, so {G} learns little; try {remedy}"
     return trouble
 
 
@@ -201,19 +200,11 @@ def main(request: CycleOptions) -> int:
 
     # Build the networks, with an optimizer for both G and one for both D, moving averages of the G, and pools of fakes.
     optimized = {"G": ["G_XtoY", "G_YtoX"], "D": ["D_X", "D_Y"]}
-    state = make_state(build_networks(options), optimized, optimized["G"], options, device, precision)
-    state.pools = {"X": ImagePool(options.pool_size), "Y": ImagePool(options.pool_size)}
+    pools = {"X": ImagePool(options.pool_size), "Y": ImagePool(options.pool_size)}
+    state = make_state(build_networks(options), optimized, optimized["G"], options, device, precision, pools)
 
     # Train, in a new run folder or in the one found.
-    if run is None:
-        folders = [options.X, options.Y] if options.X is not None else [options.data or "toy_cats"]
-        added = {
-            "cycle": options.use_cycle_consistency_loss,
-            "identity": options.use_identity_loss,
-            "diffaug": options.use_diffaug,
-        }
-        names = [Path(folder).resolve().name for folder in folders] + [options.data_aug, options.disc]
-        run = Run.create(options, SCRIPT, names + [name for name, is_used in added.items() if is_used])
+    run = run or Run.create(options, SCRIPT)
     samples, trouble = partial(draw_samples, fixed=fixed), partial(find_trouble, fixed=fixed)
     return train(run, state, options, data, options.train_iters, train_step, samples, trouble, PANELS)
 

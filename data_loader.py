@@ -124,10 +124,12 @@ def list_images(folder: Path, ext: str | None = None, flag: str = "--data") -> l
 def hold_out(files: list[Path], share: float) -> tuple[list[Path], list[Path]]:
     """Split files into (train, test), both sorted, with about `share` of them in test: the same ones at every call.
 
+    A share above 0 holds out one image at least.
+
     Raises:
         UserError: nothing would be left to train on.
     """
-    count = round(len(files) * share)
+    count = max(round(len(files) * share), share > 0)
     if count >= len(files):
         raise UserError(f"--test_split: {share} of {len(files)} images leaves none to train on; use a smaller share")
     held = set(np.random.default_rng(0).permutation(len(files))[:count].tolist())
@@ -381,6 +383,8 @@ class ImageBatches:
         """Return what was loaded, and what to know about it, as lines for the user."""
         place = f"in memory, {self.images.nbytes / 1e6:.0f} MB" if self.is_cached else "streamed from disk"
         lines = [f"{len(self)} images from {self.files[0].parent}, {self.stored_size}x{self.stored_size}, {place}"]
+        if self.test:
+            lines.append(f"{len(self.test)} images to test on from {self.test[0].parent}")
         if self.skipped:
             lines.append(f"Warning: {len(self.skipped)} of {len(self) + len(self.skipped)} images are not readable:")
             lines += [f"    {path.name}: {reason}" for path, reason in self.skipped.items()]
@@ -397,7 +401,9 @@ class ImageBatches:
         images: list[Tensor] = []
         for path in [*self.test, *self.files]:
             image = _try_decode(path, self.image_size)
-            if not isinstance(image, str):
+            if isinstance(image, str):
+                self.skipped[path] = image
+            else:
                 images.append(image)
             if len(images) == count:
                 break

@@ -475,9 +475,10 @@ DISCRIMINATORS = {
 
 
 class ImagePool(nn.Module):
-    """The last generated images, to show D some of them again (Shrivastava et al. 2017, arXiv:1612.07828).
+    """A history of generated images, to show D some of them again (Shrivastava et al. 2017, arXiv:1612.07828).
 
-    Its state is part of the checkpoint. Nothing is read back from the device.
+    Its state is part of the checkpoint. Images are kept as float32, so that a run can go on at another precision.
+    Nothing is read back from the device.
 
     Args:
         size: number of images kept, no less than a batch; 0 for none, and `forward` returns what it gets.
@@ -508,6 +509,7 @@ class ImagePool(nn.Module):
         """
         if self.size == 0:
             return images
+        images = images.float()
         if self.filled == 0:
             self.images = images.new_zeros(self.size, *images.shape[1:])
         count = min(len(images), self.size - self.filled)  # images that there is room for

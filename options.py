@@ -11,6 +11,7 @@ import math
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 DIFFAUGMENT_ALL = "color,translation,cutout"
@@ -78,8 +79,8 @@ class CommonOptions:
     ext: str | None = option(
         None, "use only the files with this ending, such as png; default: every image", "Data")
     test_split: float = option(
-        0.0, "share of each folder's images to hold out from training (listed in data.json)", "Data", at_least=0,
-        below=1)
+        0.0, "share of each folder's images to hold out from training (listed in data.json); testA and testB are not "
+        "used then", "Data", at_least=0, below=1)
     cache_gb: float = option(
         4.0, "keep the decoded images in memory up to this many GB; stream larger sets from disk", "Data",
         at_least=0, resumable=True)
@@ -135,6 +136,22 @@ class CommonOptions:
             raise ValueError(f"--name: {self.name!r} is no folder name; use one without / and \\, beside other runs")
         if self.resume == "" and self.name is None:
             raise ValueError("--resume: no run is named; use --resume RUN_FOLDER, or add --name NAME")
+
+    def check_together(self) -> None:
+        """Raise ValueError, as `check`, if options don't go together. A request to resume may pass without."""
+
+    def name_parts(self) -> list[str]:
+        """Return what the default name of a run tells: data, augmentation, losses."""
+        parts = [*self.data_names(), self.data_aug, self.gan_mode, *self.extra_losses()]
+        return parts + ["diffaug"] * bool(self.use_diffaug)
+
+    def data_names(self) -> list[str]:
+        """Return the names of the folders of images, without those above them."""
+        return [Path(self.data).resolve().name if self.data is not None else "toy_cats"]
+
+    def extra_losses(self) -> list[str]:
+        """Return the losses beside the adversarial one."""
+        return []
 
     def flag(self, name: str) -> str:
         """Return how to speak of an option in a message: its flag, and the preset if the value is the preset's."""
@@ -200,7 +217,8 @@ class VanillaOptions(CommonOptions):
 
     # fmt: off
     data: str | None = option(
-        None, "folder of images, or a name below data/; default: the embedded toy cats", "Data", metavar="FOLDER")
+        None, "folder of images, or a name below data/; default: the embedded toy cats", "Data", resumable=True,
+        metavar="FOLDER")
     num_epochs: int = option(100, "passes over the images", "Training", at_least=1, resumable=True)
     conv_dim: int = option(32, "channels of the layers next to the image", "Networks", at_least=1)
     noise_size: int = option(100, "length of the latent z", "Networks", at_least=1)
@@ -242,17 +260,17 @@ class CycleOptions(CommonOptions):
 
     # fmt: off
     X: str | None = option(
-        None, "folder of images of domain X, or a name below data/", "Data", metavar="FOLDER")
-    Y: str | None = option(None, "the same for domain Y", "Data", metavar="FOLDER")
+        None, "folder of images of domain X, or a name below data/", "Data", resumable=True, metavar="FOLDER")
+    Y: str | None = option(None, "the same for domain Y", "Data", resumable=True, metavar="FOLDER")
     data: str | None = option(
         None, "instead of --X and --Y: folder that holds trainA and trainB, or a name below data/; testA and testB are "
-        "used for the grids; default: the embedded toy cats", "Data", metavar="FOLDER")
+        "used for the grids; default: the embedded toy cats", "Data", resumable=True, metavar="FOLDER")
     image_size: int = option(
-        64, "side of the square images, in pixels: any that the networks can halve, powers of two for --disc dc",
-        "Data", at_least=32)
+        64, "side of the square images, in pixels: any from 32 on that the generators can halve, a power of two up to "
+        "256 for --disc dc", "Data", at_least=32)
     train_iters: int = option(10_000, "number of iterations", "Training", at_least=1, resumable=True)
     pool_size: int = option(
-        0, "show D fakes out of the last N of each generator, as the CycleGAN paper does with 50; 0: only new ones",
+        0, "show D earlier fakes too, out of a history of N, as the CycleGAN paper does with 50; 0: only new ones",
         "Training", at_least=0)
 
     gen: str = option(
@@ -287,9 +305,9 @@ class CycleOptions(CommonOptions):
     DATA_FLAGS: ClassVar[tuple[str, ...]] = ("X", "Y", "data")
     PRESETS: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
         "toy_cats": (
-            "the default without images: patch discriminators, cycle loss, DiffAugment, 1,000 iterations",
-            dict(disc="patch", use_cycle_consistency_loss=True, use_diffaug="translation,cutout",
-                 train_iters=1000)),
+            "the default without images: patch discriminators, cycle and identity loss, DiffAugment, 1,000 iterations",
+            dict(disc="patch", use_cycle_consistency_loss=True, use_identity_loss=True,
+                 use_diffaug="translation,cutout", train_iters=1000)),
         "hasey": (
             "Hasey: gray and grumpy cats, transposed convolutions, batch norm, MSE cycle loss, 100,000 iterations",
             dict(_COURSE, **_CATS, upsample="deconv", norm="batch", data_aug="deluxe",
@@ -325,8 +343,16 @@ class CycleOptions(CommonOptions):
     }
     # fmt: on
 
-    def check(self) -> None:
-        super().check()
+    def data_names(self) -> list[str]:
+        if self.X is None:
+            return super().data_names()
+        return [Path(folder).resolve().name for folder in (self.X, self.Y)]
+
+    def extra_losses(self) -> list[str]:
+        cycle = ["cycle", self.cycle_loss] if self.use_cycle_consistency_loss else []
+        return cycle + ["identity"] * self.use_identity_loss
+
+    def check_together(self) -> None:
         if (self.X is None) != (self.Y is None):
             given, missing = ("X", "Y") if self.Y is None else ("Y", "X")
             raise ValueError(f"--{missing}: missing beside --{given} {getattr(self, given)}; give both folders")
@@ -336,7 +362,7 @@ class CycleOptions(CommonOptions):
         if self.image_size % stride or self.image_size < 4 * stride:
             raise ValueError(
                 f"--image_size: {self.image_size} can't be halved {self.n_downsample} times (--n_downsample) to 4x4 or "
-                f"more; use a multiple of {stride} from {4 * stride} on"
+                f"more; use a multiple of {stride} from {max(32, 4 * stride)} on"
             )
         if self.disc == "dc" and self.image_size not in (32, 64, 128, 256):
             raise ValueError(f"--image_size: {self.image_size} with --disc dc; use 32, 64, 128 or 256, or --disc patch")
@@ -460,6 +486,8 @@ def parse_command_line(cls: type[Options], argv: Sequence[str], prog: str, manua
     try:
         options = cls(**{**values, "preset": preset}, given=frozenset(given))
         options.check()
+        if options.resume is None:
+            options.check_together()
     except ValueError as error:
         parser.error(str(error))
     return options

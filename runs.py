@@ -37,7 +37,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import UserError, write_json, write_whole
+from utils import NonFiniteError, UserError, write_json, write_whole
 
 FORMAT = 1  # of checkpoints; raised when an older program could not read a newer one's
 _PLOT_SECONDS = 10.0  # least time between two drawings of losses.png
@@ -92,20 +92,19 @@ class Run:
     # ---- Opening and closing
 
     @classmethod
-    def create(cls, options: Any, script: str, parts: list[str]) -> "Run":
+    def create(cls, options: Any, script: str) -> "Run":
         """Make a new run folder in options.checkpoint_dir.
 
         Args:
-            options: an options dataclass with `to_dict`; its `name` names the folder.
+            options: an options dataclass; its `name` names the folder. The default is made of the script, what
+                `name_parts` returns, and a number above that of every folder with the same beginning.
             script: file name of the training script, for messages and for `find`.
-            parts: of the default name, `<script>-<part>-...-001`, where empty parts are left out; the number is above
-                that of every folder with the same parts.
 
         Raises:
             UserError: the folder exists, or can't be made or written to.
         """
         parent = Path(options.checkpoint_dir)
-        stem = "-".join(filter(None, [script.removesuffix(".py"), *parts]))
+        stem = "-".join([script.removesuffix(".py"), *options.name_parts()])
         cls._refuse_taken_name(options)
         try:
             parent.mkdir(parents=True, exist_ok=True)
@@ -185,6 +184,7 @@ class Run:
             where = {"name": folder.name, "checkpoint_dir": str(folder.parent), "resume": str(folder)}
             options = dataclasses.replace(options, **where)
             options.check()
+            options.check_together()
         except (ValueError, TypeError) as error:
             raise UserError(f"--resume {folder}: {error}") from None
         run = cls(folder, options, script)
@@ -204,8 +204,13 @@ class Run:
         purge_step = None if self.resumed_step is None else self.resumed_step + 1
         self._writer = SummaryWriter(str(self.folder), purge_step=purge_step)
 
-    def close(self) -> None:
-        """Finish the logs."""
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
+        """Finish the logs, and say in log.txt what ended a run whose losses or weights were no longer finite."""
+        if isinstance(error, NonFiniteError):
+            self.log(f"Stopped: {error}")
         if self._losses_file is not None:
             self._losses_file.close()
         if self._writer is not None:
@@ -240,14 +245,16 @@ class Run:
         if not path.exists():
             return write_json(path, content)
         recorded = json.loads(path.read_text(encoding="utf-8"))
-        for domain, saved in ({"images": recorded} if "train" in recorded else recorded).items():  # an early format
-            before, now = saved["train"], content[domain]["train"]
-            if before != now:
-                new, gone = len(now.keys() - before.keys()), len(before.keys() - now.keys())
-                changed = sum(before[name] != now[name] for name in before.keys() & now.keys())
+        for domain, before in ({"images": recorded} if "train" in recorded else recorded).items():  # an early format
+            now = content[domain]
+            old, new = before["train"], now["train"]
+            added, gone = len(new.keys() - old.keys()), len(old.keys() - new.keys())
+            changed = sum(old[name] != new[name] for name in old.keys() & new.keys())
+            if added or gone or changed or before["test"] != now["test"]:
                 raise UserError(
-                    f"--resume: the images in {content[domain]['folder']} are not those that the run began with "
-                    f"({new} new, {gone} gone, {changed} of another size); put them back, or start a new run"
+                    f"--resume: the images in {now['folder']} are not those that the run began with ({added} new, "
+                    f"{gone} gone, {changed} of another size, {len({*before['test']} ^ {*now['test']})} others to test "
+                    "on); put them back, or start a new run"
                 )
 
     # ---- Logs

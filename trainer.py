@@ -123,15 +123,15 @@ class State:
     def mean_losses(self) -> dict[str, float]:
         """Return the mean of each loss since the sums were last cleared. Raises NonFiniteError if one isn't finite."""
         means = {name: value.item() / self.summed for name, value in self.sums.items()}  # waits for the device
-        for name, mean in means.items():
-            if not math.isfinite(mean):
-                first = self.step - len(self.recent) + 1
-                values = {step: losses[name].item() for step, losses in enumerate(self.recent, first)}
-                step = next((step for step, value in values.items() if not math.isfinite(value)), self.step)
-                raise NonFiniteError(
-                    f"the loss {name} became {values.get(step, mean)} at iteration {step}; no checkpoint was written "
-                    "since. Start a new run with a lower --lr or --amp off"
-                )
+        if not all(map(math.isfinite, means.values())):
+            values = [(name, mean, self.step) for name, mean in means.items()]
+            for step, losses in enumerate(reversed(self.recent)):  # the earliest of all comes to stand first
+                values = [(name, value.item(), self.step - step) for name, value in losses.items()] + values
+            name, value, step = next(entry for entry in values if not math.isfinite(entry[1]))
+            raise NonFiniteError(
+                f"the loss {name} became {value} at iteration {step}; no checkpoint was written since. Start a new run "
+                "with a lower --lr or --amp off"
+            )
         return means
 
     def check_finite(self) -> None:
@@ -153,12 +153,14 @@ def make_state(
     options: Any,
     device: torch.device,
     precision: Precision,
+    pools: dict[str, nn.Module] | None = None,
 ) -> State:
     """Move networks to the device and give them their optimizers and moving averages.
 
     Args:
         groups: name of an optimizer -> the networks that it updates.
         averaged: networks to keep a moving average of, if options.ema_decay is above 0.
+        pools: modules whose buffers the steps fill.
     """
     networks = {name: network.to(device) for name, network in networks.items()}
     averages = {}
@@ -176,7 +178,8 @@ def make_state(
         )
         for group, names in groups.items()
     }
-    return State(networks, optimizers, averages, precision, device)
+    pools = {name: pool.to(device) for name, pool in (pools or {}).items()}
+    return State(networks, optimizers, averages, precision, device, pools)
 
 
 @torch.no_grad()
@@ -339,7 +342,7 @@ def train(
     saved_step = run.resumed_step
     run.say(f"Training to iteration {total} in {run.folder}" + (f", from {state.step}" if state.step else ""))
     progress = Progress(run, state.step, total)
-    with StopSignals() as stop, progress.bar:
+    with run, StopSignals() as stop, progress.bar:
         # Show what the untrained networks make.
         if state.step == 0:
             save_grids()
@@ -395,5 +398,4 @@ def train(
         run.say(f"    look at    {run.samples}" + (f" and {run.folder / 'losses.png'}" if run.has_losses() else ""))
         run.say(f"    compare    tensorboard --logdir {shlex.quote(str(run.folder.parent))}")
         run.say(f"    train on   {resume} --train_iters {2 * total}")
-    run.close()
     return 0 if state.step == total else 128 + stop.received

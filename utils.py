@@ -47,7 +47,14 @@ def run_main(main: Callable[[], int], prog: str) -> int:
         return 2
     except torch.OutOfMemoryError as error:
         reason = str(error).split(". ")[0]
-        sys.stderr.write(f"{prog}: error: {reason}; lower --batch_size, --conv_dim, --image_size or --cache_gb\n")
+        sys.stderr.write(
+            f"{prog}: error: {reason}; lower --batch_size, --image_size, --cache_gb or the width of the networks\n"
+        )
+        return 2
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        sys.stderr.write(f"{prog}: error: {str(error).split('. ')[0]}; leave --deterministic out\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write(f"{prog}: interrupted\n")

@@ -13,7 +13,6 @@ the learning rate, the moving average of G, checkpoints and signals, is trainer.
 
 import signal
 import sys
-from pathlib import Path
 
 from options import VanillaOptions, parse_command_line
 
@@ -107,9 +106,11 @@ def draw_samples(state: State, options: VanillaOptions) -> dict[str, Tensor]:
 def find_trouble(state: State, options: VanillaOptions, rows: list[dict[str, float]]) -> dict[str, str]:
     """Return what goes wrong and what helps: kind of trouble -> a line for the user. `rows` are those of losses.csv."""
     trouble = {}
-    recent = [row["D_total"] for row in rows if row["step"] > state.step - 300]
-    if state.step >= 300 and has_won(recent, options.gan_mode):
-        trouble["D has won"] = "D tells all images apart, so G learns nothing; try --use_diffaug or a lower --lr"
+    if state.step < 300:
+        return trouble
+    if has_won([row["D_total"] for row in rows if row["step"] > state.step - 300], options.gan_mode):
+        remedy = "a lower --lr" if options.use_diffaug else "--use_diffaug"
+        trouble["D has won"] = f"D tells all images apart, so G learns little; try {remedy}"
     return trouble
 
 
@@ -128,9 +129,7 @@ def main(request: VanillaOptions) -> int:
     state = make_state(build_networks(options), optimized, ["G"], options, device, precision)
 
     # Train, in a new run folder or in the one found.
-    if run is None:
-        names = [Path(options.data or "toy_cats").resolve().name, options.data_aug, options.gan_mode]
-        run = Run.create(options, SCRIPT, names + ["diffaug"] * bool(options.use_diffaug))
+    run = run or Run.create(options, SCRIPT)
     return train(run, state, options, data, total, train_step, draw_samples, find_trouble, PANELS)
 
 

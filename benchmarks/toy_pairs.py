@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from cycle_gan import build_networks
+from cycle_gan import SCRIPT, build_networks
 from data_loader import decode, list_images, toy_cats
 from options import CycleOptions
 from runs import read_checkpoint
@@ -47,10 +47,19 @@ def score(images: Tensor, truth: Tensor) -> tuple[float, float]:
 def main(arguments: list[str]) -> int:
     """Print the table; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders of cycle_gan.py on toy cats")
-    parser.add_argument("--image_size", type=int, default=64, choices=(32, 64, 128, 256), help="of the runs")
-    request = parser.parse_args(arguments)
-    root, size = toy_cats(request.image_size), request.image_size
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folder of cycle_gan.py on toy cats")
+    checkpoints = {}
+    for folder in parser.parse_args(arguments).runs:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder; give run folders of cycle_gan.py")
+        checkpoints[folder.name] = read_checkpoint(folder, warn=print)
+        if checkpoints[folder.name]["script"] != SCRIPT:
+            raise UserError(f"{folder} is a run of {checkpoints[folder.name]['script']}; give those of {SCRIPT}")
+    sizes = {checkpoint["options"]["image_size"] for checkpoint in checkpoints.values()} or {64}
+    if len(sizes) > 1:
+        raise UserError(f"runs at {' and '.join(map(str, sorted(sizes)))} pixels can't share a table; give one size")
+    (size,) = sizes
+    root = toy_cats(size)
     cats = {name: load_all(root / name, size) for name in ("trainA", "trainB", "testA", "testB")}
 
     def row(name: str, a_to_b: Tensor, b_to_a: Tensor) -> str:
@@ -63,15 +72,11 @@ def main(arguments: list[str]) -> int:
     print(row("same image", cats["testA"], cats["testB"]))
     mean_a, mean_b = (cats[name].mean(0).expand_as(cats["testA"]) for name in ("trainA", "trainB"))
     print(row("mean image", mean_b, mean_a))
-    for folder in request.runs:
-        checkpoint = read_checkpoint(folder, warn=print)
-        script, trained = checkpoint["script"], checkpoint["options"]["image_size"]
-        if (script, trained) != ("cycle_gan.py", size):
-            raise UserError(f"{folder}: a run of {script} at {trained} pixels; give those of cycle_gan.py at {size}")
+    for name, checkpoint in checkpoints.items():
         a_to_b, b_to_a = (
-            translate(checkpoint, way, cats[name]) for way, name in (("XtoY", "testA"), ("YtoX", "testB"))
+            translate(checkpoint, way, cats[test]) for way, test in (("XtoY", "testA"), ("YtoX", "testB"))
         )
-        print(row(f"{folder.name}, {checkpoint['step']:,} iterations", a_to_b, b_to_a))
+        print(row(f"{name}, {checkpoint['step']:,} iterations", a_to_b, b_to_a))
     return 0
 
 

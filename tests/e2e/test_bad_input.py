@@ -76,7 +76,7 @@ CYCLE_MISTAKES = {
     "size of toy cats": (["--image_size=48", "--disc=patch"], ["size 48", "32, 64, 128, 256", "give a folder"]),
     "unused weight": (["--lambda_cycle=3", "--data={tmp}"], ["--lambda_cycle", "--use_cycle_consistency_loss"]),
     "unused distance": (["--loss_type=L2", "--data={tmp}"], ["--cycle_loss", "--use_cycle_consistency_loss"]),
-    "unused identity": (["--lambda_identity=3"], ["--lambda_identity", "--use_identity_loss"]),
+    "unused identity": (["--lambda_identity=3", "--data={tmp}"], ["--lambda_identity", "--use_identity_loss"]),
     "small pool": (["--pool_size=3"], ["--pool_size", "3", "batch of 4"]),
     "unknown distance": (["--cycle_loss=L3"], ["cycle_loss", "L3", "L1, L2, SSIM"]),
     "unknown generator": (["--gen=unet"], ["gen", "unet", "cycle, resnet_6blocks, resnet_9blocks"]),
@@ -147,6 +147,30 @@ def test_resume_after_the_images_changed(finished, photos, capsys):
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "1 new, 1 gone, 0 of another size" in err
     assert snapshot(finished) == before
+
+
+def test_resume_after_the_images_to_test_on_changed(domains, tmp_path, capsys):
+    """The grids show them, and would no longer be those of a run that never stopped."""
+    flags = [f"--data={domains}", f"--checkpoint_dir={tmp_path}", "--name=run", "--train_iters=1"]
+    assert train(*flags, script="cycle_gan.py") == 0
+    (domains / "testB" / "1.png").rename(domains / "testB" / "9.png")
+    assert resume(f"--resume={tmp_path / 'run'}", "--train_iters=2", script="cycle_gan.py") == 2
+    assert "0 new, 0 gone, 0 of another size, 2 others to test on" in capsys.readouterr().err
+
+
+def test_resume_after_the_images_moved(domains, tmp_path, capsys):
+    """The run is told where they are now; other images in their place are refused."""
+    flags = [f"--data={domains}", f"--checkpoint_dir={tmp_path}", "--name=run", "--train_iters=1"]
+    assert train(*flags, script="cycle_gan.py") == 0
+    domains.rename(tmp_path / "moved")
+    going_on = [f"--resume={tmp_path / 'run'}", "--train_iters=2"]
+    assert resume(*going_on, script="cycle_gan.py") == 2 and "--data: there is no folder" in capsys.readouterr().err
+    assert resume(*going_on, f"--data={tmp_path / 'moved'}", script="cycle_gan.py") == 0
+    (tmp_path / "moved" / "trainA").rename(tmp_path / "moved" / "x")
+    (tmp_path / "moved" / "trainB").rename(tmp_path / "moved" / "trainA")
+    (tmp_path / "moved" / "x").rename(tmp_path / "moved" / "trainB")
+    assert resume(going_on[0], "--train_iters=3", script="cycle_gan.py") == 2
+    assert "are not those that the run began with" in capsys.readouterr().err
 
 
 def test_resume_from_a_newer_format(finished, capsys):

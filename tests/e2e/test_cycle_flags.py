@@ -19,6 +19,7 @@ from trainer import make_state
 from utils import choose_precision
 
 CYCLE = "--use_cycle_consistency_loss"
+NETWORKS = ("G_XtoY", "G_YtoX", "D_X", "D_Y")
 
 
 def weights(run: FinishedRun, name: str, key: str) -> torch.Tensor:
@@ -66,14 +67,17 @@ FLAGS = {
     "use_identity_loss": (["--use_identity_loss"], lambda r: "identity" in r.rows()[0] and "cycle" not in r.rows()[0]),
     "norm": (
         ["--norm=batch"],
-        lambda r: all("layers.0.1.running_mean" in keys(r, name) for name in ("G_XtoY", "G_YtoX", "D_X", "D_Y")),
+        lambda r: all("layers.0.1.running_mean" in keys(r, name) for name in NETWORKS),
     ),
     "spectral_norm": (
         ["--spectral_norm"],
         lambda r: all("layers.0.0.parametrizations.weight.original" in keys(r, D) for D in ("D_X", "D_Y"))
         and not any("parametrizations" in key for key in keys(r, "G_XtoY")),
     ),
-    "init_type": (["--init_type=normal"], lambda r: weights(r, "G_YtoX", "layers.0.0.weight").abs().max() < 0.12),
+    "init_type": (
+        ["--init_type=normal"],
+        lambda r: all(weights(r, name, "layers.0.0.weight").abs().max() < 0.12 for name in NETWORKS),
+    ),
     "gan_mode": (["--gan_mode=hinge"], lambda r: first_loss(r, "D_X") > 1.7),
     "lr": (["--lr=0.125"], lambda r: test_flags.lrs(r) == [0.125] * 2),
     "ema_decay": (["--ema_decay=0"], lambda r: r.checkpoint()["ema"] == {}),
@@ -166,13 +170,26 @@ def test_run_folder(run_once):
     assert list(run.rows()[0]) == ["step", "D_X", "D_Y", "G_adversarial", "cycle", "identity", "G_total", "lr"]
 
 
+def test_every_network_is_trained(run_once):
+    run = run_once("--checkpoint_every=1", script="cycle_gan.py")
+    for name in NETWORKS:
+        first, second = (run.checkpoint(step)["networks"][name] for step in (1, 2))
+        assert all(not torch.equal(first[key], second[key]) for key in first if key.endswith("weight"))
+
+
+def test_the_plot_shows_every_term(run_once):
+    columns = set(run_once(CYCLE, "--use_identity_loss", script="cycle_gan.py").rows()[0])
+    assert columns - {name for names in cycle_gan.PANELS.values() for name in names} == {"step", "lr", "G_total"}
+    assert list(cycle_gan.PANELS) == ["Discriminators", "Generators"]
+
+
 def test_default_name_tells_data_and_losses(domains, tmp_path):
     flags = [f"--checkpoint_dir={tmp_path / 'runs'}", "--train_iters=1"]
     assert train(f"--data={domains}", CYCLE, "--use_diffaug", *flags, script="cycle_gan.py") == 0
-    flags += [f"--X={domains / 'trainA'}", f"--Y={domains / 'trainB'}", "--disc=patch", "--use_identity_loss"]
+    flags += [f"--X={domains / 'trainA'}", f"--Y={domains / 'trainB'}", "--gan_mode=hinge", "--use_identity_loss"]
     assert train(*flags, script="cycle_gan.py") == 0
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
-        "cycle_gan-domains-basic-dc-cycle-diffaug-001", "cycle_gan-trainA-trainB-basic-patch-identity-001",
+        "cycle_gan-domains-basic-lsgan-cycle-L1-diffaug-001", "cycle_gan-trainA-trainB-basic-hinge-identity-001",
     ]  # fmt: skip
 
 
@@ -214,20 +231,48 @@ def test_preset(script, preset):
     else:
         optimized = {"G": ["G_XtoY", "G_YtoX"], "D": ["D_X", "D_Y"]}
         side = options.image_size if options.disc == "dc" else 64
-        state = make_state(networks, optimized, optimized["G"], options, cpu, choose_precision("off", cpu))
-        state.pools = {name: models.ImagePool(options.pool_size) for name in ("X", "Y")}
+        pools = {name: models.ImagePool(options.pool_size) for name in ("X", "Y")}
+        state = make_state(networks, optimized, optimized["G"], options, cpu, choose_precision("off", cpu), pools)
         before = networks["G_YtoX"].layers[-2].weight.detach().clone()
         losses = module.train_step(state, {name: torch.rand(2, 3, side, side) for name in ("X", "Y")}, options)
         assert not torch.equal(before, networks["G_YtoX"].layers[-2].weight)
     assert all(value.isfinite() for value in losses.values())
 
 
-def test_presets_are_those_of_the_published_projects():
-    published = {"hasey", "agrawal", "grumpycat64", "apple2orange64", "yosemite128", "monet256", "cats256",
-                 "apple2orange256"}  # fmt: skip
-    assert set(CycleOptions.PRESETS) == published | {"toy_cats"}
-    yosemite = cycle_gan.build_networks(CycleOptions(**CycleOptions.PRESETS["yosemite128"][1]))
-    assert sum(isinstance(m, torch.nn.Conv2d) for m in yosemite["D_X"].modules()) == 5
-    assert sum(isinstance(m, models.ResidualBlock) for m in yosemite["G_XtoY"].modules()) == 6
-    monet = cycle_gan.build_networks(CycleOptions(**CycleOptions.PRESETS["monet256"][1]))
-    assert sum(isinstance(m, models.ResidualBlock) for m in monet["G_XtoY"].modules()) == 9
+# What the projects say of their CycleGANs, DESIGN.md sections 1 and 4.
+CATS = {"X": "cat/grumpifyAprocessed", "Y": "cat/grumpifyBprocessed"}
+LEO = {"lr": 2e-4, "ema_decay": 0.0, "norm": "instance", "disc": "patch", "use_cycle_consistency_loss": True,
+       "data_aug": "deluxe", "batch_size": 16, "gen": "cycle", "cycle_loss": "L1", "train_iters": 10_000}  # fmt: skip
+LARGE = {**LEO, "image_size": 256, "lambda_cycle": 5.0, "use_identity_loss": True}
+PUBLISHED = {
+    "hasey": {**CATS, "upsample": "deconv", "cycle_loss": "L2", "use_cycle_consistency_loss": True, "norm": "batch",
+              "data_aug": "deluxe", "train_iters": 100_000, "image_size": 64, "lr": 2e-4, "ema_decay": 0.0},
+    "agrawal": {**LEO, **CATS, "data_aug": "deluxe_autocontrast", "use_diffaug": "color,translation,cutout"},
+    "grumpycat64": {**LEO, **CATS, "image_size": 64, "use_diffaug": "", "use_identity_loss": False},
+    "apple2orange64": {**LEO, "data": "apple2orange", "image_size": 64, "lambda_cycle": 10.0},
+    "yosemite128": {"data": "summer2winter_yosemite", "image_size": 128, "norm": "batch", "upsample": "deconv",
+                    "n_downsample": 3, "n_res_blocks": 6, "res_block_convs": 2, "disc": "patch94", "cycle_loss": "L1",
+                    "use_cycle_consistency_loss": True, "g_conv_dim": 64, "d_conv_dim": 64},
+    "monet256": {"X": "gan-getting-started/monet_jpg", "Y": "gan-getting-started/photo_jpg", "image_size": 256,
+                 "batch_size": 1, "lr": 2e-4, "beta1": 0.5, "gen": "resnet_9blocks", "upsample": "deconv",
+                 "disc": "patch70", "norm": "instance", "test_split": 0.2, "use_cycle_consistency_loss": True,
+                 "use_identity_loss": True, "pool_size": 50, "init_type": "normal", "g_conv_dim": 64,
+                 "d_conv_dim": 64},
+    "cats256": {**LARGE, **CATS},
+    "apple2orange256": {**LARGE, "data": "apple2orange"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_presets_are_what_was_published(preset):
+    options = CycleOptions(**CycleOptions.PRESETS[preset][1]).to_dict()
+    assert {name: options[name] for name in PUBLISHED[preset]} == PUBLISHED[preset]
+    networks = cycle_gan.build_networks(CycleOptions(**CycleOptions.PRESETS[preset][1]))
+    blocks = sum(isinstance(module, models.ResidualBlock) for module in networks["G_XtoY"].modules())
+    assert blocks == {"yosemite128": 6, "monet256": 9}.get(preset, 3)
+    if preset == "yosemite128":
+        assert sum(isinstance(module, torch.nn.Conv2d) for module in networks["D_X"].modules()) == 5
+
+
+def test_every_cyclegan_of_the_published_projects_has_a_preset():
+    assert set(CycleOptions.PRESETS) == {"toy_cats", *PUBLISHED}

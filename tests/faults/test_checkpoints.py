@@ -117,7 +117,7 @@ def test_not_a_number_stops_before_the_checkpoint(script, loss, images_of, tmp_p
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and f"the loss {loss} became nan at iteration 6" in err
     run = FinishedRun(tmp_path / "run")
-    assert run.steps("checkpoint-*.pt") == [2, 4]
+    assert run.steps("checkpoint-*.pt") == [2, 4] and f"the loss {loss} became nan at iteration 6" in run.log
     for network in run.checkpoint()["networks"].values():
         assert all(torch.isfinite(value).all() for value in network.values())
 

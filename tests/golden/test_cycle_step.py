@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import cycle_gan
 from cycle_gan import build_networks, correlate, draw_samples, find_trouble, in_one_pass, train_step
 from diff_augment import diff_augment
-from losses import has_won, ssim_loss
+from losses import CYCLE_LOSSES, has_won, ssim_loss
 from models import ImagePool
 from options import CycleOptions
 from tests.conftest import assert_same
@@ -24,13 +25,12 @@ EVERYTHING = dataclasses.replace(
 )
 
 
-def make(options):
+def make(options, amp="off"):
     torch.manual_seed(0)
     optimized = {"G": ["G_XtoY", "G_YtoX"], "D": ["D_X", "D_Y"]}
     networks = build_networks(options)
-    state = make_state(networks, optimized, optimized["G"], options, CPU, choose_precision("off", CPU))
-    state.pools = {"X": ImagePool(options.pool_size), "Y": ImagePool(options.pool_size)}
-    return state
+    pools = {"X": ImagePool(options.pool_size), "Y": ImagePool(options.pool_size)}
+    return make_state(networks, optimized, optimized["G"], options, CPU, choose_precision(amp, CPU), pools)
 
 
 def make_batch(seed=5):
@@ -224,8 +224,48 @@ def test_everything_that_a_discriminator_sees_is_augmented(monkeypatch):
     assert diff_augment(make_batch()["X"], "color").shape == (3, 3, 32, 32), "the real one"
 
 
+def test_mixed_precision():
+    """Every pass in bf16, in both updates; logits and losses in float32, close to those of float32 throughout."""
+    options = dataclasses.replace(EVERYTHING, cycle_loss="SSIM", pool_size=4)
+    state, seen = make(options, amp="bf16"), []
+    for network in state.networks.values():
+        for module in network.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    full, half = train_step(make(options), make_batch(), options), train_step(state, make_batch(), options)
+    assert set(seen) == {torch.bfloat16} and all(value.dtype is torch.float32 for value in half.values())
+    assert all(half[name].item() == pytest.approx(full[name].item(), rel=0.05) for name in full)
+    assert any(half[name] != full[name] for name in full)
+    assert state.pools["X"].images.dtype is torch.float32, "a run may go on at another precision"
+
+
+def test_logits_are_judged_in_float32(monkeypatch):
+    kinds = set()
+    lsgan = cycle_gan.GAN_MODES["lsgan"]
+    noting = [lambda logits, term=term: kinds.add(logits.dtype) or term(logits) for term in lsgan]
+    monkeypatch.setitem(cycle_gan.GAN_MODES, "lsgan", type(lsgan)(*noting))
+    train_step(make(PLAIN, amp="bf16"), make_batch(), PLAIN)
+    assert kinds == {torch.float32}
+
+
 # ----------------------------------------------------------------------------------------------------------------------
-# SSIM
+# Distances between images
+
+
+def test_distances():
+    x, y = make_batch()["X"], make_batch()["Y"]
+    assert CYCLE_LOSSES["L1"](x, y).item() == pytest.approx(np.abs(x.numpy() - y.numpy()).mean(), rel=1e-5)
+    assert CYCLE_LOSSES["L2"](x, y).item() == pytest.approx(((x.numpy() - y.numpy()) ** 2).mean(), rel=1e-5)
+    assert CYCLE_LOSSES["SSIM"] is ssim_loss and list(CYCLE_LOSSES) == ["L1", "L2", "SSIM"]
+
+
+def test_ssim_keeps_float32_inside_autocast():
+    x, y = make_batch()["X"], make_batch()["Y"]
+    near = (x + 0.01 * y).clamp(-1, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = ssim_loss(near, x)
+        assert ssim_loss(near.bfloat16(), x).dtype is torch.float32
+    torch.testing.assert_close(inside, ssim_loss(near, x))
 
 
 def ssim_by_hand(a, b):
@@ -305,25 +345,59 @@ def kinds(maps, rows=()):
     return set(find_trouble(translating(maps), PLAIN, list(rows), make_batch()))
 
 
-def test_trouble_of_the_generators():
-    same = {"G_XtoY": lambda x: x, "G_YtoX": lambda y: y}
+SAME = {"G_XtoY": lambda x: x, "G_YtoX": lambda y: y}
 
+
+def opposite_hues(x):
+    return 2 * x.mean(1, keepdim=True) - x
+
+
+def test_trouble_of_the_generators():
     def negative(x):
         return 0.2 - 0.5 * x
 
-    def opposite_hues(x):
-        return 2 * x.mean(1, keepdim=True) - x
+    assert kinds(SAME) == set()
+    assert kinds({**SAME, "G_XtoY": negative}) == {"G_XtoY inverts light and dark", "G_XtoY inverts the colors"}
+    assert kinds({**SAME, "G_YtoX": opposite_hues}) == {"G_YtoX inverts the colors"}
+    assert kinds({**SAME, "G_YtoX": lambda y: opposite_hues(negative(y))}) == {"G_YtoX inverts light and dark"}
+    assert kinds({**SAME, "G_YtoX": lambda y: y * 0.0}) == {"G_YtoX has collapsed"}
+    assert kinds({**SAME, "G_XtoY": lambda x: x.roll(9, 3)}) == set(), "unlike, but not inverted"
+    assert kinds({**SAME, "G_XtoY": lambda x: x.mean(1, keepdim=True).expand_as(x)}) == set(), "gray is no hue"
 
-    assert kinds(same) == set()
-    assert kinds({**same, "G_XtoY": negative}) == {"G_XtoY inverts light and dark", "G_XtoY inverts the colors"}
-    assert kinds({**same, "G_YtoX": opposite_hues}) == {"G_YtoX inverts the colors"}
-    assert kinds({**same, "G_YtoX": lambda y: opposite_hues(negative(y))}) == {"G_YtoX inverts light and dark"}
-    assert kinds({**same, "G_YtoX": lambda y: y[:1].expand_as(y) + 0.01 * y}) == {"G_YtoX has collapsed"}
-    assert kinds({**same, "G_YtoX": lambda y: y * 0.0}) == {"G_YtoX has collapsed"}
-    assert kinds({**same, "G_XtoY": lambda x: x.roll(9, 3)}) == set(), "unlike, but not inverted"
-    assert kinds({**same, "G_XtoY": lambda x: x.mean(1, keepdim=True).expand_as(x)}) == set(), "gray is no hue"
-    text = find_trouble(translating({**same, "G_XtoY": opposite_hues}), PLAIN, [], make_batch())
-    assert "-1.00" in text["G_XtoY inverts the colors"] and "--use_identity_loss" in text["G_XtoY inverts the colors"]
+
+def test_limits_of_trouble():
+    """A correlation of -0.5, and a tenth of the deviation that the images of the target domain have."""
+
+    def correlated(c):  # noise is made of the image itself, moved
+        return lambda x: c * x + (1 - c * c) ** 0.5 * x.roll((7, 5), (2, 3))
+
+    assert kinds({**SAME, "G_XtoY": correlated(-0.4)}) == set()
+    assert kinds({**SAME, "G_XtoY": correlated(-0.6)}) == {"G_XtoY inverts light and dark", "G_XtoY inverts the colors"}
+    for share, expected in ((0.09, {"G_XtoY has collapsed"}), (0.11, set())):
+        maps = {**SAME, "G_XtoY": lambda x, share=share: x[:1].expand_as(x) + share * (x - x[:1])}
+        assert kinds(maps) == expected
+    batch = make_batch()
+    fixed = {"X": batch["X"], "Y": 0.05 * batch["Y"]}  # Y's images are nearly equal: then translations may be, too
+    state = translating({**SAME, "G_XtoY": lambda x: x[:1].expand_as(x) + 0.03 * x})
+    assert set(find_trouble(state, PLAIN, [], fixed)) == {"G_YtoX has collapsed"}
+    one = {name: images[:1] for name, images in batch.items()}
+    assert not find_trouble(translating(SAME), PLAIN, [], one), "a single image has no deviation"
+
+
+def test_trouble_names_a_remedy_that_is_not_in_use():
+    def text(options):
+        maps = {"G_XtoY": opposite_hues, "G_YtoX": lambda y: 0 * y}
+        rows = [{"step": 300, "D_X": 0.25, "D_Y": 0.0}]
+        return find_trouble(translating(maps), options, rows, make_batch())
+
+    plain = text(PLAIN)
+    assert plain["G_XtoY inverts the colors"].endswith("(correlation of inputs and translations -1.00); try "
+                                                       "--use_identity_loss")  # fmt: skip
+    assert plain["G_YtoX has collapsed"].endswith("try --use_cycle_consistency_loss")
+    assert plain["D_Y has won"].endswith("so G_XtoY learns little; try --use_diffaug")
+    used = text(dataclasses.replace(EVERYTHING, use_diffaug="color"))
+    assert used["G_XtoY inverts the colors"].endswith("try a larger --lambda_identity")
+    assert used["G_YtoX has collapsed"].endswith("try a lower --lr") and used["D_Y has won"].endswith("a lower --lr")
 
 
 def test_correlation():
@@ -333,17 +407,18 @@ def test_correlation():
 
 
 def test_trouble_of_the_discriminators():
-    same = {"G_XtoY": lambda x: x, "G_YtoX": lambda y: y}
     rows = [{"step": step, "D_X": 0.001, "D_Y": 0.25} for step in range(10, 301, 10)]
-    assert kinds(same, rows) == {"D_X has won"}
+    assert kinds(SAME, rows) == {"D_X has won"}
     lost = [{**row, "D_X": 0.03} for row in rows]
-    assert kinds(same, [*rows[:10], *lost[10:]]) == set(), "not in most rows"
+    assert kinds(SAME, [*rows[:10], *lost[10:]]) == set(), "not in most rows"
     older = [{**row, "step": row["step"] - 300} for row in lost]
-    assert kinds(same, [*older, *rows]) == {"D_X has won"} and kinds(same, [*older, *lost]) == set()
-    assert kinds(same, []) == set(), "nothing is known yet"
-    state = translating(same)
+    assert kinds(SAME, [*older, *rows]) == {"D_X has won"} and kinds(SAME, [*older, *lost]) == set()
+    assert kinds(SAME, []) == set(), "nothing is known yet"
+    state = translating(SAME)
     state.step = 290
     assert not find_trouble(state, PLAIN, rows, make_batch()), "300 iterations first"
+    state.averages["G_XtoY"].forward = lambda x: 0 * x
+    assert not find_trouble(state, PLAIN, [], make_batch()), "an untrained generator may make one image of all"
 
 
 def test_has_won():

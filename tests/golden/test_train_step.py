@@ -96,7 +96,8 @@ def test_trouble():
     state = make()
     state.step = 300
     rows = [{"step": step, "D_total": 0.02} for step in range(10, 301, 10)]
-    assert "--use_diffaug" in find_trouble(state, OPTIONS, rows)["D has won"]
+    assert "a lower --lr" in find_trouble(state, OPTIONS, rows)["D has won"], "DiffAugment is in use"
+    assert "--use_diffaug" in find_trouble(state, VanillaOptions(), rows)["D has won"]
     assert not find_trouble(state, OPTIONS, [{**row, "D_total": 0.03} for row in rows])
     assert not find_trouble(state, OPTIONS, [])
     state.step = 299

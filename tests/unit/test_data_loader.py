@@ -71,6 +71,8 @@ def test_hold_out(photos):
     train, test = hold_out(files, 0.3)
     assert len(test) == 3 and sorted(train + test) == files and (train, test) == hold_out(files, 0.3)
     assert hold_out(files, 0.0) == (files, [])
+    assert len(hold_out(files, 0.01)[1]) == 1, "who asks for some gets one"
+    assert test != files[:3] and test != files[-3:], "drawn, not cut off"
     with pytest.raises(UserError, match="--test_split"):
         hold_out(files[:2], 0.9)
 
@@ -298,3 +300,4 @@ def test_images_to_look_at(domains):
     test[1].write_text("no image")
     torch.testing.assert_close(data.to_look_at(2), expected[[0, 2]])
     assert len(data.to_look_at(100)) == 12
+    assert list(data.skipped) == [test[1]] and "3 images to test on from" in data.describe()[1]

@@ -87,6 +87,8 @@ def test_cycle_generators_of_the_design():
     ]  # fmt: skip
     assert kinds(GENERATORS["resnet_9blocks"](upsample="deconv")) == paper
     assert kinds(GENERATORS["resnet_6blocks"](upsample="deconv")) == paper[:3] + paper[9:]
+    ups = [conv for conv in convs(GENERATORS["resnet_9blocks"]()) if isinstance(conv, UpConv)]
+    assert [(conv.out_channels, conv.padding_mode) for conv in ups] == [(128, "reflect"), (64, "reflect")]
 
 
 @pytest.mark.parametrize("gen, millions", [("resnet_9blocks", 11.378), ("resnet_6blocks", 7.838)])
@@ -166,6 +168,23 @@ def test_a_full_image_pool_exchanges_half():
     assert 350 < returned < 450, "of 800, with a standard deviation of 14"
 
 
+def test_every_place_of_an_image_pool_is_exchanged():
+    pool = ImagePool(10)
+    pool(torch.zeros(10, 1, 1, 1))
+    for _ in range(200):
+        pool(torch.ones(1, 1, 1, 1))
+    assert pool.images.sum() == 10
+
+
+def test_an_image_pool_goes_on_from_its_state():
+    """At another precision, too."""
+    pool, other = ImagePool(4), ImagePool(4)
+    pool(torch.rand(3, 3, 2, 2).bfloat16())
+    other.load_state_dict(pool.state_dict())
+    assert other.filled == 3 and torch.equal(other.images, pool.images) and pool.images.dtype is torch.float32
+    assert other(torch.rand(2, 3, 2, 2)).dtype is torch.float32 and other.filled == 4
+
+
 def test_no_image_pool_returns_what_it_gets():
     images = torch.rand(2, 3, 4, 4)
     assert ImagePool(0)(images) is images and len(ImagePool(0).state_dict()["images"]) == 0
@@ -219,6 +238,8 @@ def test_init_types_differ_and_are_what_they_say():
     assert weights["kaiming"].std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.05)
     assert weights["xavier"].std().item() == pytest.approx((2 / (fan_in + 32 * 16)) ** 0.5, rel=0.05)
     assert weights["pytorch"].abs().max().item() <= 1 / fan_in**0.5
+    D = DISCRIMINATORS["dc"](64, conv_dim=2, norm="none", init_type="normal")
+    assert all((conv.bias == 0).all() for conv in convs(D))
     rows = weights["orthogonal"].flatten(1)
     torch.testing.assert_close(rows @ rows.T, torch.eye(32), rtol=0, atol=1e-5)
 

@@ -142,11 +142,38 @@ def test_help_shows_every_flag_with_group_choices_and_default(capsys):
         assert field.default in (None, "") or f"(default: {field.default})" in text
 
 
-def test_preset_list_prints_one_line_each(capsys):
+@pytest.mark.parametrize("cls", [VanillaOptions, CycleOptions])
+def test_preset_list_prints_one_line_each(cls, capsys):
     with pytest.raises(SystemExit) as stop:
-        parse("--preset=list")
+        parse_command_line(cls, ["--preset=list"], "prog", "")
     lines = capsys.readouterr().out.splitlines()
-    assert stop.value.code == 0 and [line.split()[0] for line in lines] == list(VanillaOptions.PRESETS)
+    assert stop.value.code == 0 and [line.split()[0] for line in lines] == list(cls.PRESETS)
+
+
+def test_a_request_to_resume_is_not_checked_as_a_run(capsys):
+    """Its options are those of the run; what it adds is compared with them."""
+    for flag in ("--lambda_identity=2", "--pool_size=4", "--X=a", "--image_size=48", "--lambda_cycle=3"):
+        request = parse_command_line(CycleOptions, ["--resume=x", "--data=y", flag], "cycle_gan.py", "")
+        with pytest.raises(ValueError):
+            request.check_together()
+
+
+def test_name_parts():
+    def cycle(*argv):
+        return parse_command_line(CycleOptions, argv, "cycle_gan.py", "").name_parts()
+
+    assert parse().name_parts() == ["toy_cats", "basic", "lsgan", "diffaug"]
+    assert parse("--data=a/b/", "--data_aug=deluxe", "--gan_mode=hinge").name_parts() == ["b", "deluxe", "hinge"]
+    assert cycle() == ["toy_cats", "basic", "lsgan", "cycle", "L1", "identity", "diffaug"]
+    assert cycle("--X=a/b", "--Y=c") == ["b", "c", "basic", "lsgan"]
+    assert cycle("--preset=hasey")[:2] == ["grumpifyAprocessed", "grumpifyBprocessed"]
+    assert cycle("--data=d", "--use_cycle_consistency_loss", "--loss_type=SSIM") == [
+        "d",
+        "basic",
+        "lsgan",
+        "cycle",
+        "SSIM",
+    ]
 
 
 @pytest.mark.parametrize("script", ["vanilla_gan.py", "cycle_gan.py"])
@@ -197,13 +224,13 @@ def test_options_are_frozen():
 
 
 RESUMABLE = {
-    "name", "checkpoint_dir", "resume", "cache_gb", "num_workers", "train_iters", "num_epochs",
+    "data", "name", "checkpoint_dir", "resume", "cache_gb", "num_workers", "train_iters", "num_epochs",
     "log_step", "sample_every", "checkpoint_every", "device",
 }  # fmt: skip
 
 
 def test_what_is_resumable():
-    for cls, resumable in ((VanillaOptions, RESUMABLE), (CycleOptions, RESUMABLE - {"num_epochs"})):
+    for cls, resumable in ((VanillaOptions, RESUMABLE), (CycleOptions, RESUMABLE - {"num_epochs"} | {"X", "Y"})):
         assert {field.name for field in option_fields(cls) if field.metadata["resumable"]} == resumable
 
 

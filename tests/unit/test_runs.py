@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def create(tmp_path, **options):
-    return Run.create(VanillaOptions(checkpoint_dir=str(tmp_path), **options), "vanilla_gan.py", ["cats"])
+    return Run.create(VanillaOptions(checkpoint_dir=str(tmp_path), data="x/cats", **options), "vanilla_gan.py")
 
 
 def find(folder):
@@ -26,7 +26,7 @@ def find(folder):
 
 def test_a_faster_run_takes_the_number(tmp_path, monkeypatch):
     """Two runs choose the same number at once: the slower one takes the next."""
-    real, others = Run._next_folder, iter(["vanilla_gan-cats-001"])
+    real, others = Run._next_folder, iter(["vanilla_gan-cats-basic-lsgan-001"])
 
     def slow(parent, stem):
         folder = real(parent, stem)
@@ -35,7 +35,7 @@ def test_a_faster_run_takes_the_number(tmp_path, monkeypatch):
         return folder
 
     monkeypatch.setattr(Run, "_next_folder", staticmethod(slow))
-    assert create(tmp_path).folder.name == "vanilla_gan-cats-002"
+    assert create(tmp_path).folder.name == "vanilla_gan-cats-basic-lsgan-002"
 
 
 def test_a_renamed_run_keeps_its_sample_folder(tmp_path):
@@ -62,10 +62,13 @@ def test_losses_without_a_whole_header_start_anew(tmp_path, text):
 
 
 def test_default_names_count_up_and_never_fill_a_gap(tmp_path):
-    assert [create(tmp_path).folder.name for _ in range(2)] == ["vanilla_gan-cats-001", "vanilla_gan-cats-002"]
-    (tmp_path / "vanilla_gan-cats-007").mkdir()
-    (tmp_path / "vanilla_gan-cats-diffaug-900").mkdir()
-    assert create(tmp_path).folder.name == "vanilla_gan-cats-008"
+    assert [create(tmp_path).folder.name for _ in range(2)] == [
+        "vanilla_gan-cats-basic-lsgan-001",
+        "vanilla_gan-cats-basic-lsgan-002",
+    ]
+    (tmp_path / "vanilla_gan-cats-basic-lsgan-007").mkdir()
+    (tmp_path / "vanilla_gan-cats-basic-lsgan-diffaug-900").mkdir()
+    assert create(tmp_path).folder.name == "vanilla_gan-cats-basic-lsgan-008"
 
 
 def test_a_taken_name_is_refused_and_untouched(tmp_path):
@@ -74,7 +77,7 @@ def test_a_taken_name_is_refused_and_untouched(tmp_path):
     request = VanillaOptions(checkpoint_dir=str(tmp_path), name="mine")
     for call in (Run.find, Run.create):
         with pytest.raises(UserError, match=r"--name: .*mine exists; use --resume .*mine .*or another name"):
-            call(request, "vanilla_gan.py", *([["cats"]] if call == Run.create else []))
+            call(request, "vanilla_gan.py")
     assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
 
 
@@ -114,7 +117,7 @@ def test_losses_are_cut_back_to_the_checkpoint(tmp_path):
     for step in (10, 20, 30):
         run.add_losses(step, {"G": step / 7}, 0.001)
         run.save_checkpoint(step, {}) if step == 20 else None
-    run.close()
+    run.__exit__(None, None, None)
     path = run.folder / "losses.csv"
     assert path.read_text() == "step,G,lr\n10,1.42857,0.001\n20,2.85714,0.001\n30,4.28571,0.001\n"
     path.write_text(path.read_text() + "40,5.7")  # torn by a crash

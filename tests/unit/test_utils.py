@@ -108,3 +108,16 @@ def test_mismatched_torchvision_is_one_line(tmp_path):
     result = command(ROOT / "vanilla_gan.py", env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert result.returncode == 2 and result.stdout == "" and result.stderr.count("\n") == 1, result.stderr
     assert "pip install" in result.stderr and torch.__version__ in result.stderr
+
+
+def test_what_no_deterministic_kernel_can_do_is_one_line(capsys):
+    """As torch says it on a GPU; other errors of the same class keep their traceback."""
+
+    def fail(text):
+        raise RuntimeError(text)
+
+    text = "reflection_pad2d_backward_cuda does not have a deterministic implementation, but you set it. You can ..."
+    assert run_main(lambda: fail(text), "x.py") == 2
+    assert capsys.readouterr().err.endswith("but you set it; leave --deterministic out\n")
+    with pytest.raises(RuntimeError, match="shapes"):
+        run_main(lambda: fail("shapes differ"), "x.py")
