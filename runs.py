@@ -40,7 +40,8 @@ from tqdm import tqdm
 from utils import NonFiniteError, UserError, write_json, write_whole
 
 FORMAT = 1  # of checkpoints; raised when an older program could not read a newer one's
-_PLOT_SECONDS = 10.0  # least time between two drawings of losses.png
+_PLOT_SECONDS = 10.0  # least time between two drawings of losses.png, ...
+_PLOT_SHARE = 0.02  # ... and largest share of the time that they take
 
 Options = TypeVar("Options")
 
@@ -87,7 +88,7 @@ class Run:
         self.rows: list[dict[str, float]] = []
         self._losses_file = None
         self._writer = None
-        self._plotted_at = -float("inf")
+        self._next_plot = time.monotonic() + _PLOT_SECONDS
 
     # ---- Opening and closing
 
@@ -304,16 +305,18 @@ class Run:
         self.rows = [{key: float(value) for key, value in zip(header, row, strict=True)} for row in kept]
 
     def plot_losses(self, panels: dict[str, list[str]], now: bool = False) -> None:
-        """Draw losses.png, at most every 10 seconds unless `now`.
+        """Draw losses.png, now or, if the last drawing was not long ago, not at all.
 
         Args:
             panels: title of each panel -> the losses that it shows.
         """
-        if not self.rows or not (now or time.monotonic() - self._plotted_at >= _PLOT_SECONDS):
+        started = time.monotonic()
+        if not self.rows or not (now or started >= self._next_plot):
             return
         figure = draw_losses(self.rows, panels, title=self.folder.name)
         write_whole(self.folder / "losses.png", lambda file: figure.savefig(file, format="png", dpi=100))
-        self._plotted_at = time.monotonic()
+        finished = time.monotonic()
+        self._next_plot = finished + max(_PLOT_SECONDS, (finished - started) / _PLOT_SHARE)
 
     def save_grid(self, name: str, step: int, grid: Tensor) -> Path:
         """Write a uint8 image (3, H, W) to samples/ and to TensorBoard; return its path.
@@ -401,8 +404,11 @@ def draw_losses(rows: list[dict[str, float]], panels: dict[str, list[str]], titl
 
     steps = np.array([row["step"] for row in rows])
     panels = {panel: [name for name in names if name in rows[0]] for panel, names in panels.items()}
-    figure = Figure(figsize=(9, 0.6 + 4.2 * len(panels)), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    height = 0.6 + 4.2 * len(panels)  # inches
+    figure = Figure(figsize=(9, height))
+    # Fixed margins, with room for the legends: to fit them to the text takes as long as the drawing itself.
+    figure.subplots_adjust(left=0.08, right=0.8, top=1 - 0.7 / height, bottom=0.5 / height, hspace=0.25)
+    figure.suptitle(title, fontsize=11, y=1 - 0.15 / height)
     for axes, (panel, names) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
         ceiling = 0.0
         for i, name in enumerate(names):

@@ -7,8 +7,10 @@ import os
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
+import runs
 from options import VanillaOptions
 from runs import FORMAT, Run, _smooth, draw_losses, list_checkpoints
 from utils import UserError, write_json, write_whole
@@ -147,6 +149,30 @@ def test_plot(tmp_path):
     figure.savefig(tmp_path / "x.png", dpi=100)
     assert Image.open(tmp_path / "x.png").size == (900, 900)
     draw_losses(rows[:1], {"": ["C"]}, "one row").savefig(tmp_path / "y.png")
+
+
+def test_drawing_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
+    """A drawing of a second is not repeated for 50 seconds, a quick one for 10; the last one always comes."""
+    clock, cost, drawn = [0.0], [1.0], []
+
+    def draw(rows, panels, title):
+        clock[0] += cost[0]
+        drawn.append(clock[0])
+        return Figure()
+
+    monkeypatch.setattr(runs, "draw_losses", draw)
+    monkeypatch.setattr(runs.time, "monotonic", lambda: clock[0])
+    run = create(tmp_path)
+    run.rows = [{"step": 1, "G": 1.0}]
+    for clock[0] in (5.0, 10.0, 40.0, 60.9, 61.0):
+        run.plot_losses({})
+    assert drawn == [11.0, 62.0]
+    cost[0] = 0.01
+    for clock[0] in (112.0, 121.0, 122.1):
+        run.plot_losses({})
+    assert drawn[2:] == pytest.approx([112.01, 122.11])
+    run.plot_losses({}, now=True)
+    assert len(drawn) == 5
 
 
 def test_smoothing_keeps_constants_and_averages_the_rest():
