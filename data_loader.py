@@ -48,7 +48,8 @@ def find_folder(name: str, flag: str = "--data") -> Path:
             return folder
         if folder.exists():
             raise UserError(f"{flag}: {folder} is a file; give the folder that holds the images")
-    raise UserError(f"{flag}: there is no folder {name}, nor {_DATA_ROOT / name}; give a folder of images")
+    nor = "" if os.path.isabs(name) else f", nor {os.path.normpath(_DATA_ROOT / name)}"
+    raise UserError(f"{flag}: there is no folder {name}{nor}; give the folder of the images")
 
 
 def toy_cats(image_size: int) -> Path:
@@ -56,7 +57,10 @@ def toy_cats(image_size: int) -> Path:
     try:
         return ensure_toy_cats(default_root(image_size), image_size)
     except (OSError, ValueError) as error:
-        raise UserError(f"--data: the toy cats could not be drawn ({error}); give a folder of images") from None
+        raise UserError(
+            f"--image_size, --data: the toy cats could not be drawn ({error}); use such a size, or give a folder of "
+            "images"
+        ) from None
 
 
 class Source(NamedTuple):
@@ -316,7 +320,7 @@ class ImageBatches:
         cache_gb: memory for decoded images; above it they are streamed.
         num_workers: threads that decode; None or 0 means one per core.
         stream: which of several folders with the same seed this is: each has an order of its own.
-        test: images that are not trained on.
+        test: images that are not trained on; the attribute of that name has the readable ones.
         flag: where `files` come from, for messages.
 
     Attributes:
@@ -343,7 +347,6 @@ class ImageBatches:
     ):
         self.augmentation = AUGMENTATIONS[data_aug]
         self.image_size, self.batch_size, self.seed, self.stream = image_size, batch_size, seed, stream
-        self.test = list(test)
         self.device = device
         self.stored_size = self.augmentation.stored_size(image_size)
         self.is_cached = len(files) * 3 * self.stored_size**2 <= cache_gb * 1e9
@@ -371,6 +374,11 @@ class ImageBatches:
             )
         self.images = images[: len(self.files)].to(device)  # (N, 3, R, R)
 
+        # Know as well which of the images to test on are readable.
+        results = list(self._pool.map(lambda path: _try_decode(path, image_size), test))
+        self.test = [path for path, image in zip(test, results, strict=True) if not isinstance(image, str)]
+        self.skipped |= {path: image for path, image in zip(test, results, strict=True) if isinstance(image, str)}
+
     def __len__(self) -> int:
         """Number of images."""
         return len(self.files)
@@ -386,8 +394,9 @@ class ImageBatches:
         if self.test:
             lines.append(f"{len(self.test)} images to test on from {self.test[0].parent}")
         if self.skipped:
-            lines.append(f"Warning: {len(self.skipped)} of {len(self) + len(self.skipped)} images are not readable:")
-            lines += [f"    {path.name}: {reason}" for path, reason in self.skipped.items()]
+            total = len(self) + len(self.test) + len(self.skipped)
+            lines.append(f"Warning: {len(self.skipped)} of {total} images are not readable:")
+            lines += [f"    {path.parent.name}/{path.name}: {reason}" for path, reason in self.skipped.items()]
         if len(self) < self.batch_size:
             lines.append(f"Warning: {len(self)} images make less than a batch of {self.batch_size}: it repeats some")
         return lines
@@ -397,16 +406,8 @@ class ImageBatches:
         return torch.cat([self.batch(step) for step in range(math.ceil(count / self.batch_size))])[:count]
 
     def to_look_at(self, count: int) -> Tensor:
-        """Return up to `count` images without augmentation, (n, 3, S, S) in [-1, 1]: those of `test` first."""
-        images: list[Tensor] = []
-        for path in [*self.test, *self.files]:
-            image = _try_decode(path, self.image_size)
-            if isinstance(image, str):
-                self.skipped[path] = image
-            else:
-                images.append(image)
-            if len(images) == count:
-                break
+        """Return up to `count` images without augmentation, (n, 3, S, S) in [-1, 1]: of `test`, if there are any."""
+        images = [decode(path, self.image_size) for path in (self.test or self.files)[:count]]
         return _to_unit_range(torch.stack(images)).to(self.device)
 
     def indices(self, step: int) -> np.ndarray:

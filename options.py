@@ -46,6 +46,9 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+Options = TypeVar("Options", bound="CommonOptions")
+
+
 @dataclass(frozen=True, kw_only=True)
 class CommonOptions:
     """What both training scripts take."""
@@ -165,8 +168,18 @@ class CommonOptions:
         if fewest < 1000 and not self.use_diffaug:
             hints.append(f"Hint: D soon knows {fewest} images by heart; --use_diffaug keeps it from that")
         if total < 1000:
-            hints.append(f"Hint: {total} iterations are few for a GAN; from --train_iters 3000 on there is more to see")
+            hints.append(f"Hint: {total} iterations are few for a GAN; --train_iters 3000 shows more")
         return hints
+
+    def with_absolute_folders(self: Options) -> Options:
+        """Return the same options, with folders of images by their whole path, so that a run finds them from anywhere.
+
+        Names below data/ stay as they are.
+        """
+        given = {name: getattr(self, name) for name in self.DATA_FLAGS if getattr(self, name) is not None}
+        paths = {name: Path(value).expanduser() for name, value in given.items() if value.strip()}
+        found = {name: str(path.resolve()) for name, path in paths.items() if path.is_dir()}
+        return dataclasses.replace(self, **found)
 
     def to_dict(self) -> dict[str, Any]:
         """Return every option as plain types, for JSON and checkpoints."""
@@ -352,12 +365,22 @@ class CycleOptions(CommonOptions):
         cycle = ["cycle", self.cycle_loss] if self.use_cycle_consistency_loss else []
         return cycle + ["identity"] * self.use_identity_loss
 
+    def hints(self, fewest: int, total: int) -> list[str]:
+        hints = super().hints(fewest, total)
+        if not self.use_cycle_consistency_loss:
+            hints.append(
+                "Hint: a translation may show something else; --use_cycle_consistency_loss asks for a way back"
+            )
+        if self.X is not None and self.X == self.Y:
+            hints.append("Hint: --X and --Y are the same folder")
+        return hints
+
     def check_together(self) -> None:
+        if self.data is not None and (self.X, self.Y) != (None, None):
+            raise ValueError(f"--data: {self.data} beside --X or --Y; give either the one or the two")
         if (self.X is None) != (self.Y is None):
             given, missing = ("X", "Y") if self.Y is None else ("Y", "X")
             raise ValueError(f"--{missing}: missing beside --{given} {getattr(self, given)}; give both folders")
-        if self.X is not None and self.data is not None:
-            raise ValueError(f"--data: {self.data} beside --X and --Y; give either the one or the two")
         stride = 2**self.n_downsample
         if self.image_size % stride or self.image_size < 4 * stride:
             raise ValueError(
@@ -375,9 +398,6 @@ class CycleOptions(CommonOptions):
             raise ValueError(
                 f"--pool_size: {self.pool_size} is less than a batch of {self.batch_size}; use at least that, or 0"
             )
-
-
-Options = TypeVar("Options", bound=CommonOptions)
 
 
 def option_fields(cls: type[CommonOptions]) -> list[dataclasses.Field]:

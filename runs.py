@@ -162,7 +162,7 @@ class Run:
         """
         if request.resume is None:
             cls._refuse_taken_name(request)
-            return None, request
+            return None, request.with_absolute_folders()
         folder = Path(request.resume or Path(request.checkpoint_dir) / request.name)
         if not folder.exists() and (Path(request.checkpoint_dir) / folder).exists():
             folder = Path(request.checkpoint_dir) / folder  # the run was named without its parent
@@ -183,7 +183,7 @@ class Run:
             options = type(request).from_dict(values).resumed_with(request)
             # The folder may have been moved or renamed since.
             where = {"name": folder.name, "checkpoint_dir": str(folder.parent), "resume": str(folder)}
-            options = dataclasses.replace(options, **where)
+            options = dataclasses.replace(options, **where).with_absolute_folders()
             options.check()
             options.check_together()
         except (ValueError, TypeError) as error:

@@ -291,7 +291,7 @@ def _open(run: Run, state: State, options: Any, data: dict[str, Any], total: int
         run.say(f"Preset {options.preset}: {options.PRESETS[options.preset][0]}")
     for line in [line for images in data.values() for line in images.describe()]:
         run.say(line)
-    for line in options.hints(min(map(len, data.values())), total):
+    for line in options.hints(min(map(len, data.values())), total) if checkpoint is None else []:
         run.say(line)
     weights = ", ".join(f"{name} {count_parameters(network):,}" for name, network in state.networks.items())
     run.say(f"Weights: {weights}")

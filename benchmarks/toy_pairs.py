@@ -23,6 +23,8 @@ from options import CycleOptions
 from runs import read_checkpoint
 from utils import UserError, run_main
 
+TRUTH = "attributes.json"  # in every folder of toy cats
+
 
 def load_all(folder: Path, size: int) -> Tensor:
     """Return every image of a folder, (N, 3, S, S) in [0, 1]."""
@@ -55,6 +57,10 @@ def main(arguments: list[str]) -> int:
         checkpoints[folder.name] = read_checkpoint(folder, warn=print)
         if checkpoints[folder.name]["script"] != SCRIPT:
             raise UserError(f"{folder} is a run of {checkpoints[folder.name]['script']}; give those of {SCRIPT}")
+        options = checkpoints[folder.name]["options"]
+        is_toy = options["X"] is None and (options["data"] is None or (Path(options["data"]) / TRUTH).is_file())
+        if not is_toy:
+            raise UserError(f"{folder} was not trained on toy cats; there is no truth to compare it with")
     sizes = {checkpoint["options"]["image_size"] for checkpoint in checkpoints.values()} or {64}
     if len(sizes) > 1:
         raise UserError(f"runs at {' and '.join(map(str, sorted(sizes)))} pixels can't share a table; give one size")
@@ -62,21 +68,24 @@ def main(arguments: list[str]) -> int:
     root = toy_cats(size)
     cats = {name: load_all(root / name, size) for name in ("trainA", "trainB", "testA", "testB")}
 
+    rows = {f"{name}, {checkpoint['step']:,} iterations": checkpoint for name, checkpoint in checkpoints.items()}
+    width = max(map(len, ["mean image", *rows]))
+
     def row(name: str, a_to_b: Tensor, b_to_a: Tensor) -> str:
         (l1_b, ssim_b), (l1_a, ssim_a) = score(a_to_b, cats["testB"]), score(b_to_a, cats["testA"])
-        return f"{name:36}  {l1_b:6.3f}  {ssim_b:6.3f}  {l1_a:6.3f}  {ssim_a:6.3f}"
+        return f"{name:{width}}  {l1_b:6.3f}  {ssim_b:6.3f}  {l1_a:6.3f}  {ssim_a:6.3f}"
 
     print(f"{len(cats['testA'])} held-out pairs, {size}x{size}")
-    print(f"{'':36}  {'gray to grumpy':>14}  {'grumpy to gray':>14}")
-    print(f"{'':36}  {'L1':>6}  {'SSIM':>6}  {'L1':>6}  {'SSIM':>6}")
+    print(f"{'':{width}}  {'gray to grumpy':>14}  {'grumpy to gray':>14}")
+    print(f"{'':{width}}  {'L1':>6}  {'SSIM':>6}  {'L1':>6}  {'SSIM':>6}")
     print(row("same image", cats["testA"], cats["testB"]))
     mean_a, mean_b = (cats[name].mean(0).expand_as(cats["testA"]) for name in ("trainA", "trainB"))
     print(row("mean image", mean_b, mean_a))
-    for name, checkpoint in checkpoints.items():
+    for name, checkpoint in rows.items():
         a_to_b, b_to_a = (
             translate(checkpoint, way, cats[test]) for way, test in (("XtoY", "testA"), ("YtoX", "testB"))
         )
-        print(row(f"{name}, {checkpoint['step']:,} iterations", a_to_b, b_to_a))
+        print(row(name, a_to_b, b_to_a))
     return 0
 
 

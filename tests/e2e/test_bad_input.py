@@ -29,7 +29,7 @@ def world(tmp_path, photos):
 
 
 MISTAKES = {
-    "missing folder": (["--data={tmp}/nowhere"], ["--data", "nowhere", "give a folder"]),
+    "missing folder": (["--data={tmp}/nowhere"], ["--data", "nowhere", "give the folder"]),
     "empty folder": (["--data={tmp}/empty"], ["--data", "empty", ".png", ".webp"]),
     "file for a folder": (["--data={tmp}/file"], ["--data", "file", "give the folder"]),
     "only unreadable images": (["--data={tmp}/broken"], ["broken", "a.png", ".png"]),
@@ -66,14 +66,17 @@ def test_mistake(mistake, world, capsys):
 
 CYCLE_MISTAKES = {
     "only one domain": (["--X={tmp}/photos"], ["--Y", "missing", "--X", "photos", "both"]),
-    "both ways": (["--X={tmp}/photos", "--Y={tmp}/photos", "--data={tmp}"], ["--data", "--X and --Y"]),
+    "both ways": (["--X={tmp}/photos", "--data={tmp}"], ["--data", "--X or --Y"]),
     "no domains": (["--data={tmp}/photos"], ["--data", "photos", "trainA", "--X and --Y"]),
-    "missing folder": (["--X={tmp}/photos", "--Y={tmp}/nowhere"], ["--Y", "nowhere", "give a folder"]),
+    "missing folder": (["--X={tmp}/photos", "--Y={tmp}/nowhere"], ["--Y", "nowhere", "give the folder"]),
     "unreadable domain": (["--X={tmp}/photos", "--Y={tmp}/broken"], ["--Y", "broken", "a.png"]),
     "odd size": (["--image_size=50", "--disc=patch"], ["--image_size", "50", "multiple of 4"]),
     "small size": (["--image_size=32", "--n_downsample=4"], ["--image_size", "32", "from 64 on"]),
     "size of dc": (["--image_size=48", "--disc=dc"], ["--image_size", "48", "--disc dc", "--disc patch"]),
-    "size of toy cats": (["--image_size=48", "--disc=patch"], ["size 48", "32, 64, 128, 256", "give a folder"]),
+    "size of toy cats": (
+        ["--image_size=48", "--disc=patch"],
+        ["--image_size", "size 48", "32, 64, 128, 256", "give a folder"],
+    ),
     "unused weight": (["--lambda_cycle=3", "--data={tmp}"], ["--lambda_cycle", "--use_cycle_consistency_loss"]),
     "unused distance": (["--loss_type=L2", "--data={tmp}"], ["--cycle_loss", "--use_cycle_consistency_loss"]),
     "unused identity": (["--lambda_identity=3", "--data={tmp}"], ["--lambda_identity", "--use_identity_loss"]),
@@ -156,6 +159,16 @@ def test_resume_after_the_images_to_test_on_changed(domains, tmp_path, capsys):
     (domains / "testB" / "1.png").rename(domains / "testB" / "9.png")
     assert resume(f"--resume={tmp_path / 'run'}", "--train_iters=2", script="cycle_gan.py") == 2
     assert "0 new, 0 gone, 0 of another size, 2 others to test on" in capsys.readouterr().err
+
+
+def test_resume_from_another_folder(domains, tmp_path, monkeypatch):
+    """A relative path means the folder that it meant when the run began."""
+    monkeypatch.chdir(tmp_path)
+    flags = ["--X=domains/trainA", "--Y=domains/trainB", "--checkpoint_dir=.", "--name=run", "--train_iters=1"]
+    assert train(*flags, script="cycle_gan.py") == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert resume("--resume=../run", "--train_iters=2", script="cycle_gan.py") == 0
 
 
 def test_resume_after_the_images_moved(domains, tmp_path, capsys):

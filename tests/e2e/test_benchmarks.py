@@ -6,6 +6,7 @@ import torch
 from benchmarks import toy_pairs
 from data.toy_cats import ensure_toy_cats
 from tests.conftest import ROOT, command, train
+from utils import UserError
 
 
 @pytest.fixture
@@ -27,8 +28,8 @@ def table(capsys, *arguments) -> dict[str, list[float]]:
     """The printed rows: name -> L1 and SSIM of both directions."""
     capsys.readouterr()
     assert toy_pairs.main([*map(str, arguments)]) == 0
-    lines = capsys.readouterr().out.splitlines()[3:]
-    return {line[:36].strip(): [float(word) for word in line[36:].split()] for line in lines}
+    lines = [line.rsplit(maxsplit=4) for line in capsys.readouterr().out.splitlines()[3:]]
+    return {name.strip(): [float(number) for number in numbers] for name, *numbers in lines}
 
 
 def test_toy_pairs(run, capsys):
@@ -85,6 +86,16 @@ def test_scores():
     assert toy_pairs.score(images, images) == pytest.approx((0, 1), abs=1e-6)
     l1, ssim = toy_pairs.score(images, images + 0.25)
     assert l1 == pytest.approx(0.25) and ssim < 0.99
+
+
+def test_only_runs_on_toy_cats(domains, tmp_path):
+    flags = [f"--data={domains}", f"--checkpoint_dir={tmp_path}", "--name=run", "--train_iters=1"]
+    assert train(*flags, script="cycle_gan.py") == 0
+    with pytest.raises(UserError, match="was not trained on toy cats"):
+        toy_pairs.main([str(tmp_path / "run")])
+    assert train(*flags[1:], "--name=vanilla", f"--data={domains / 'trainA'}") == 0
+    with pytest.raises(UserError, match=r"is a run of vanilla_gan\.py"):
+        toy_pairs.main([str(tmp_path / "vanilla")])
 
 
 def test_toy_pairs_on_the_command_line(tmp_path):

@@ -291,13 +291,22 @@ def test_load_images(domains):
 
 
 def test_images_to_look_at(domains):
-    """Held-out images first, whole and without augmentation; unreadable ones are passed over."""
-    test = list_images(domains / "testA")
-    data = batches(list_images(domains / "trainA"), data_aug="deluxe", test=test)
-    shown = data.to_look_at(5)
-    expected = torch.stack([decode(path, 32) for path in [*test, *data.files[:2]]]) / 127.5 - 1
-    torch.testing.assert_close(shown, expected)
+    """Held-out images if there are any, whole and without augmentation; else those trained on. Unreadable ones go."""
+    test, train = list_images(domains / "testA"), list_images(domains / "trainA")
     test[1].write_text("no image")
-    torch.testing.assert_close(data.to_look_at(2), expected[[0, 2]])
-    assert len(data.to_look_at(100)) == 12
-    assert list(data.skipped) == [test[1]] and "3 images to test on from" in data.describe()[1]
+    data = batches(train, data_aug="deluxe", test=test)
+    expected = torch.stack([decode(path, 32) for path in (test[0], test[2])]) / 127.5 - 1
+    torch.testing.assert_close(data.to_look_at(5), expected)
+    torch.testing.assert_close(data.to_look_at(1), expected[:1])
+    assert data.test == [test[0], test[2]] and list(data.skipped) == [test[1]] and len(data) == 10
+    assert data.describe()[1].startswith("2 images to test on from") and "1 of 13 images" in data.describe()[2]
+    assert "testA/1.png" in data.describe()[3]
+    expected = torch.stack([decode(path, 32) for path in train[:3]]) / 127.5 - 1
+    torch.testing.assert_close(batches(train, data_aug="deluxe").to_look_at(3), expected)
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"--data: there is no folder x/../dog, nor [^.]*dog; give the folder"):
+        find_folder("x/../dog")
+    with pytest.raises(UserError, match="--data: there is no folder /no/where; give the folder"):
+        find_folder("/no/where")

@@ -251,3 +251,23 @@ def test_common_options_hold_what_both_scripts_share():
     )
     assert vanilla - common == {"data", "num_epochs", "conv_dim", "noise_size", "disc", "upsample"}
     assert vanilla & cycle - common == {"data", "disc", "upsample"}, "these differ in what they mean"
+
+
+def test_folders_become_absolute(tmp_path, monkeypatch):
+    """Those that are there; names below data/ and folders that are missing stay as they are."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert parse("--data=here").with_absolute_folders().data == str(tmp_path / "here")
+    assert parse("--data=cat/b").with_absolute_folders().data == "cat/b"
+    assert parse().with_absolute_folders().data is None and parse("--data= ").with_absolute_folders().data == " "
+    options = parse_command_line(CycleOptions, ["--X=here", "--Y=there"], "cycle_gan.py", "").with_absolute_folders()
+    assert (options.X, options.Y) == (str(tmp_path / "here"), "there")
+
+
+def test_hints():
+    assert parse("--data=x").hints(2000, 5000) == [] == parse("--data=x", "--use_diffaug").hints(10, 5000)
+    assert ["10 images" in hint for hint in parse("--data=x").hints(10, 5000)] == [True]
+    assert ["7 iterations" in hint for hint in parse("--data=x").hints(2000, 7)] == [True]
+    cycle = parse_command_line(CycleOptions, ["--X=a", "--Y=a"], "cycle_gan.py", "")
+    assert ["way back" in hint or "same folder" in hint for hint in cycle.hints(2000, 5000)] == [True, True]
+    assert parse_command_line(CycleOptions, [], "cycle_gan.py", "").hints(2000, 5000) == []
