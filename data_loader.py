@@ -133,7 +133,7 @@ def hold_out(files: list[Path], share: float) -> tuple[list[Path], list[Path]]:
     Raises:
         UserError: nothing would be left to train on.
     """
-    count = max(round(len(files) * share), share > 0)
+    count = max(round(len(files) * share), 1) if share > 0 else 0
     if count >= len(files):
         raise UserError(f"--test_split: {share} of {len(files)} images leaves none to train on; use a smaller share")
     held = set(np.random.default_rng(0).permutation(len(files))[:count].tolist())

@@ -188,6 +188,11 @@ class ConvStage(nn.Sequential):
         )
 
 
+def _chain(conv: Callable[..., nn.Module], widths: list[int], *args, norm: str) -> list[nn.Module]:
+    """Return a ConvStage from each width to the next."""
+    return [ConvStage(conv, c_in, c_out, *args, norm=norm) for c_in, c_out in pairwise(widths)]
+
+
 class ResidualBlock(nn.Module):
     """x + F(x), (B, C, H, W) -> (B, C, H, W) (He et al. 2015, arXiv:1512.03385).
 
@@ -311,14 +316,12 @@ class CycleGenerator(_Translator):
     ):
         up = _lookup(UPSAMPLES, upsample, "upsample")
         widths = [conv_dim * 2**i for i in range(n_downsample)]  # c, 2c, ...
-        stages: list[nn.Module] = []
-        for c_in, c_out in pairwise([3, *widths]):
-            stages.append(ConvStage(nn.Conv2d, c_in, c_out, 4, 2, 1, norm=norm))  # (B, c_out, H/2, W/2)
-        for _ in range(n_res_blocks):
-            stages.append(ResidualBlock(SameConv, widths[-1], res_block_convs, norm))
-        for c_in, c_out in pairwise(reversed(widths)):
-            stages.append(ConvStage(up, c_in, c_out, norm=norm))  # (B, c_out, 2H, 2W)
-        stages.append(up(widths[0], 3, bias=True))  # (B, 3, H, W)
+        stages = [
+            *_chain(nn.Conv2d, [3, *widths], 4, 2, 1, norm=norm),  # (B, 2c, H/4, W/4)
+            *[ResidualBlock(SameConv, widths[-1], res_block_convs, norm) for _ in range(n_res_blocks)],
+            *_chain(up, widths[::-1], norm=norm),  # (B, c, H/2, W/2)
+            up(conv_dim, 3, bias=True),  # (B, 3, H, W)
+        ]
         super().__init__(stages, 2**n_downsample, init_type)
 
 
@@ -345,14 +348,13 @@ class ResnetGenerator(_Translator):
         up = _lookup(UPSAMPLES, upsample, "upsample")
         up = PaperDeconv if up is Deconv else partial(up, padding_mode="reflect")
         widths = [conv_dim * 2**i for i in range(n_downsample + 1)]  # c, 2c, 4c
-        stages: list[nn.Module] = [ConvStage(ReflectConv, 3, conv_dim, 7, norm=norm)]  # (B, c, H, W)
-        for c_in, c_out in pairwise(widths):
-            stages.append(ConvStage(nn.Conv2d, c_in, c_out, 3, 2, 1, norm=norm))  # (B, c_out, H/2, W/2)
-        for _ in range(n_res_blocks):
-            stages.append(ResidualBlock(ReflectConv, widths[-1], res_block_convs, norm))
-        for c_in, c_out in pairwise(reversed(widths)):
-            stages.append(ConvStage(up, c_in, c_out, norm=norm))  # (B, c_out, 2H, 2W)
-        stages.append(ReflectConv(conv_dim, 3, 7, bias=True))  # (B, 3, H, W)
+        stages = [
+            ConvStage(ReflectConv, 3, conv_dim, 7, norm=norm),  # (B, c, H, W)
+            *_chain(nn.Conv2d, widths, 3, 2, 1, norm=norm),  # (B, 4c, H/4, W/4)
+            *[ResidualBlock(ReflectConv, widths[-1], res_block_convs, norm) for _ in range(n_res_blocks)],
+            *_chain(up, widths[::-1], norm=norm),  # (B, c, H, W)
+            ReflectConv(conv_dim, 3, 7, bias=True),  # (B, 3, H, W)
+        ]
         super().__init__(stages, 2**n_downsample, init_type)
 
 
@@ -435,9 +437,10 @@ class PatchDiscriminator(_Discriminator):
     """Discriminator of patches: images (B, 3, H, W) -> logits (B, 1, H/16, W/16), with a receptive field of 46x46.
 
     Convolutions to c, 2c, 4c and 1 channels: DCDiscriminator for 64x64 with one layer less, so that each logit judges
-    a patch (Isola et al. 2017, arXiv:1611.07004). The same layers serve images of any size.
+    a patch (Isola et al. 2017, arXiv:1611.07004).
 
     Args:
+        image_size: not used, since the same layers serve images of any size.
         others: of _Discriminator, from conv_dim on.
     """
 
@@ -449,9 +452,9 @@ class PaperPatchDiscriminator(_Discriminator):
     """The 70x70 PatchGAN of the CycleGAN paper: images (B, 3, H, W) -> logits (B, 1, H/8 - 2, W/8 - 2).
 
     Convolutions to c, 2c, 4c (s2), 8c and 1 (s1) channels, leaky ReLUs of slope 0.2, no normalization after the first.
-    The same layers serve images of any size.
 
     Args:
+        image_size: not used, since the same layers serve images of any size.
         last_strides: of the last two convolutions; 2 gives a receptive field of 94x94 and logits (B, 1, H/32, W/32).
         others: of _Discriminator, from conv_dim on.
     """

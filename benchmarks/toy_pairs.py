@@ -54,12 +54,12 @@ def main(arguments: list[str]) -> int:
     for folder in parser.parse_args(arguments).runs:
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder; give run folders of cycle_gan.py")
-        checkpoints[folder.name] = read_checkpoint(folder, warn=print)
-        if checkpoints[folder.name]["script"] != SCRIPT:
-            raise UserError(f"{folder} is a run of {checkpoints[folder.name]['script']}; give those of {SCRIPT}")
-        options = checkpoints[folder.name]["options"]
-        is_toy = options["X"] is None and (options["data"] is None or (Path(options["data"]) / TRUTH).is_file())
-        if not is_toy:
+        checkpoint = checkpoints[folder] = read_checkpoint(folder, warn=print)
+        if checkpoint["script"] != SCRIPT:
+            raise UserError(f"{folder} is a run of {checkpoint['script']}; give those of {SCRIPT}")
+        X, data = checkpoint["options"]["X"], checkpoint["options"]["data"]
+        root = Path(X).parent if X is not None else data
+        if root is not None and not (Path(root) / TRUTH).is_file():
             raise UserError(f"{folder} was not trained on toy cats; there is no truth to compare it with")
     sizes = {checkpoint["options"]["image_size"] for checkpoint in checkpoints.values()} or {64}
     if len(sizes) > 1:
@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> int:
     root = toy_cats(size)
     cats = {name: load_all(root / name, size) for name in ("trainA", "trainB", "testA", "testB")}
 
-    rows = {f"{name}, {checkpoint['step']:,} iterations": checkpoint for name, checkpoint in checkpoints.items()}
+    rows = {f"{folder}, {checkpoint['step']:,} iterations": checkpoint for folder, checkpoint in checkpoints.items()}
     width = max(map(len, ["mean image", *rows]))
 
     def row(name: str, a_to_b: Tensor, b_to_a: Tensor) -> str:

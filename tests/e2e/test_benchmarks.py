@@ -29,7 +29,7 @@ def table(capsys, *arguments) -> dict[str, list[float]]:
     capsys.readouterr()
     assert toy_pairs.main([*map(str, arguments)]) == 0
     lines = [line.rsplit(maxsplit=4) for line in capsys.readouterr().out.splitlines()[3:]]
-    return {name.strip(): [float(number) for number in numbers] for name, *numbers in lines}
+    return {name.strip().rsplit("/")[-1]: [float(number) for number in numbers] for name, *numbers in lines}
 
 
 def test_toy_pairs(run, capsys):
@@ -78,6 +78,14 @@ def test_directions_and_range(run, root, capsys, monkeypatch):
     means = [cats[name].mean(0).expand(3, -1, -1, -1) for name in ("trainB", "trainA")]
     rows = use(lambda x: means[0], lambda y: means[1])
     assert rows["run, 1 iterations"] == rows["mean image"]
+
+
+def test_runs_of_the_same_name(run, root, tmp_path, capsys):
+    """Each has its row, and a run on the folders of the toy cats is one on toy cats."""
+    flags = [f"--X={root / 'trainA'}", f"--Y={root / 'trainB'}", f"--checkpoint_dir={tmp_path / 'b'}", "--name=run"]
+    assert train(*flags, "--train_iters=2", script="cycle_gan.py") == 0
+    rows = table(capsys, run, tmp_path / "b" / "run")
+    assert list(rows)[2:] == ["run, 1 iterations", "run, 2 iterations"]
 
 
 def test_scores():
