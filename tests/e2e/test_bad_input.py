@@ -171,6 +171,15 @@ def test_resume_from_another_folder(domains, tmp_path, monkeypatch):
     assert resume("--resume=../run", "--train_iters=2", script="cycle_gan.py") == 0
 
 
+def test_resume_with_options_that_do_not_fit_those_of_the_run(domains, tmp_path, capsys):
+    """The run has --X and --Y; with --data from the command that resumes it there would be two sources."""
+    flags = [f"--X={domains / 'trainA'}", f"--Y={domains / 'trainB'}", f"--checkpoint_dir={tmp_path}", "--name=run"]
+    assert train(*flags, "--train_iters=1", script="cycle_gan.py") == 0
+    before = snapshot(tmp_path / "run")
+    assert resume(f"--resume={tmp_path / 'run'}", f"--data={domains}", "--train_iters=2", script="cycle_gan.py") == 2
+    assert "beside --X or --Y" in capsys.readouterr().err and snapshot(tmp_path / "run") == before
+
+
 def test_resume_after_the_images_moved(domains, tmp_path, capsys):
     """The run is told where they are now; other images in their place are refused."""
     flags = [f"--data={domains}", f"--checkpoint_dir={tmp_path}", "--name=run", "--train_iters=1"]

@@ -97,10 +97,13 @@ def test_scores():
 
 
 def test_only_runs_on_toy_cats(domains, tmp_path):
-    flags = [f"--data={domains}", f"--checkpoint_dir={tmp_path}", "--name=run", "--train_iters=1"]
-    assert train(*flags, script="cycle_gan.py") == 0
-    with pytest.raises(UserError, match="was not trained on toy cats"):
-        toy_pairs.main([str(tmp_path / "run")])
+    flags = [f"--data={domains}", f"--checkpoint_dir={tmp_path}", "--train_iters=1"]
+    assert train(*flags, "--name=root", script="cycle_gan.py") == 0
+    two = [f"--X={domains / 'trainA'}", f"--Y={domains / 'trainB'}"]
+    assert train(*two, *flags[1:], "--name=two", script="cycle_gan.py") == 0
+    for name in ("root", "two"):
+        with pytest.raises(UserError, match="was not trained on toy cats"):
+            toy_pairs.main([str(tmp_path / name)])
     assert train(*flags[1:], "--name=vanilla", f"--data={domains / 'trainA'}") == 0
     with pytest.raises(UserError, match=r"is a run of vanilla_gan\.py"):
         toy_pairs.main([str(tmp_path / "vanilla")])

@@ -94,6 +94,7 @@ def test_lengthened(photos, tmp_path):
     parts = FinishedRun(tmp_path / "parts")
     assert_same_runs(FinishedRun(tmp_path / "whole"), parts)
     assert parts.options["train_iters"] == N + M
+    assert parts.log.count("iterations are few") == 1, "advice is for the start"
     assert len(json.loads((parts.folder / "environment.json").read_text())) == 2
 
 
