@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from data_loader import find_domains, load_images
 from diff_augment import diff_augment
 from losses import CYCLE_LOSSES, GAN_MODES, has_won
-from models import DISCRIMINATORS, GENERATORS, ImagePool
+from models import DISCRIMINATORS, GENERATORS, ImagePool, in_one_pass
 from runs import Run
 from trainer import State, make_state, train
 from utils import descend, grid_columns, image_grid, run_main, set_up
@@ -68,13 +68,6 @@ def build_networks(options: CycleOptions) -> dict[str, nn.Module]:
     }
 
 
-def in_one_pass(network: nn.Module, batches: list[Tensor], options: CycleOptions) -> list[Tensor]:
-    """Return the network's result for each batch. Batch norm mixes what passes together, so with it they pass alone."""
-    if options.norm == "batch":
-        return [network(images) for images in batches]
-    return list(network(torch.cat(batches)).split([len(images) for images in batches]))
-
-
 def train_step(state: State, batch: dict[str, Tensor], options: CycleOptions) -> dict[str, Tensor]:
     """Update both generators, then both discriminators, on real images x and y (B, 3, S, S) in [-1, 1].
 
@@ -90,13 +83,13 @@ def train_step(state: State, batch: dict[str, Tensor], options: CycleOptions) ->
     def judge(D: nn.Module, *batches: Tensor) -> list[Tensor]:
         """The logits of D on each batch of augmented images, as float32."""
         augmented = [diff_augment(images, options.use_diffaug) for images in batches]
-        return [logits.float() for logits in in_one_pass(D, augmented, options)]
+        return [logits.float() for logits in in_one_pass(D, augmented, options.norm)]
 
     # Translate both ways, and for the identity loss what is of the target domain already.
     with state.precision.autocast():
         if options.use_identity_loss:
-            fake_y, same_y = in_one_pass(G_XtoY, [x, y], options)  # (B, 3, S, S) each
-            fake_x, same_x = in_one_pass(G_YtoX, [y, x], options)
+            fake_y, same_y = in_one_pass(G_XtoY, [x, y], options.norm)  # (B, 3, S, S) each
+            fake_x, same_x = in_one_pass(G_YtoX, [y, x], options.norm)
         else:
             fake_y, fake_x = G_XtoY(x), G_YtoX(y)  # (B, 3, S, S) each
 

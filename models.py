@@ -21,8 +21,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+
+
+class InstanceNorm(nn.InstanceNorm2d):
+    """Instance normalization without weights; on a CPU by group normalization with a group per channel.
+
+    The same result in half the time: PyTorch's instance norm makes a batch norm of B * C channels of it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, x.shape[1]) if x.device.type == "cpu" else super().forward(x)
+
+
 NORMS = {
-    "instance": nn.InstanceNorm2d,
+    "instance": InstanceNorm,
     "batch": nn.BatchNorm2d,
     "none": nn.Identity,
 }
@@ -57,22 +69,31 @@ def _count_doublings(image_size: int) -> int:
 # Layers
 
 
-def merge_upsample_into_kernel(weight: Tensor) -> Tensor:
-    """Return the transposed-convolution kernel that equals nearest x2 up-sampling, then a 3x3 convolution.
+def upsample_matrix() -> Tensor:
+    """Return (9, 16): what the 16 taps of a merged kernel are made of, for `merge_upsample_into_kernel`.
 
     Seen from one axis, the two copies of an input pixel share taps, so that every output pixel is a sum over two input
-    pixels. As a stride-2 transposed convolution the taps are (w2, w1 + w2, w0 + w1, w0): the reversed taps, added to
-    themselves moved by one.
+    pixels. As a stride-2 transposed convolution the taps are (w2, w1 + w2, w0 + w1, w0).
+    """
+    per_axis = torch.tensor([[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
+    return torch.kron(per_axis, per_axis).t().contiguous()
+
+
+def merge_upsample_into_kernel(weight: Tensor, matrix: Tensor) -> Tensor:
+    """Return the transposed-convolution kernel that equals nearest x2 up-sampling, then a 3x3 convolution.
+
+    One matrix product: sums of slices take ten times as long, as long as the convolution itself.
 
     Args:
         weight: (out, in, 3, 3), the kernel of the convolution that follows the up-sampling.
+        matrix: that of `upsample_matrix`, of the same type.
 
     Returns:
         (in, out, 4, 4), for F.conv_transpose2d with stride 2 and padding 1.
     """
-    kernel = weight.flip(2, 3).transpose(0, 1)  # (in, out, 3, 3)
-    kernel = F.pad(kernel, (0, 0, 0, 1)) + F.pad(kernel, (0, 0, 1, 0))  # (in, out, 4, 3)
-    return F.pad(kernel, (0, 1)) + F.pad(kernel, (1, 0))  # (in, out, 4, 4)
+    with torch.autocast(weight.device.type, enabled=False):  # rounded once, by the convolution
+        kernel = weight.transpose(0, 1).flatten(2) @ matrix  # (in, out, 16)
+    return kernel.unflatten(2, (4, 4))  # (in, out, 4, 4)
 
 
 class UpConv(nn.Conv2d):
@@ -89,9 +110,10 @@ class UpConv(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool, padding_mode: str = "zeros"):
         super().__init__(in_channels, out_channels, 3, padding=1, bias=bias, padding_mode=padding_mode)
+        self.register_buffer("matrix", upsample_matrix(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = merge_upsample_into_kernel(self.weight)
+        kernel = merge_upsample_into_kernel(self.weight, self.matrix)
         if self.padding_mode == "zeros":
             return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)  # (B, out, 2H, 2W)
         x = F.pad(x, (1, 1, 1, 1), mode="replicate")  # (B, in, H + 2, W + 2)
@@ -156,8 +178,8 @@ class LatentConv(nn.Conv2d):
         super().__init__(in_channels, out_channels, 4, padding=3, bias=bias)
 
     def forward(self, z: Tensor) -> Tensor:
-        matrix = self.weight.flip(2, 3).transpose(0, 1).flatten(1)  # (in, out * 16)
-        x = (z.flatten(1) @ matrix).view(-1, self.out_channels, 4, 4)  # (B, out, 4, 4)
+        matrix = self.weight.transpose(0, 1).flatten(1)  # (in, out * 16)
+        x = (z.flatten(1) @ matrix).view(-1, self.out_channels, 4, 4).flip(2, 3)  # (B, out, 4, 4)
         return x if self.bias is None else x + self.bias.view(1, -1, 1, 1)
 
 
@@ -177,7 +199,7 @@ class ConvStage(nn.Sequential):
         out_channels: int,
         *args,
         norm: str,
-        activation: Callable[[], nn.Module] = nn.ReLU,
+        activation: Callable[[], nn.Module] = partial(nn.ReLU, inplace=True),
         **kwargs,
     ):
         normalize = _lookup(NORMS, norm, "norm")
@@ -400,7 +422,7 @@ class _Discriminator(nn.Module):
         use_spectral_norm: bool = False,
         init_type: str = "pytorch",
         first_norm: str | None = None,
-        activation: Callable[[], nn.Module] = nn.ReLU,
+        activation: Callable[[], nn.Module] = partial(nn.ReLU, inplace=True),
     ):
         super().__init__()
         widths = [3] + [conv_dim * min(8, 2**i) for i in range(len(strides))]
@@ -460,7 +482,7 @@ class PaperPatchDiscriminator(_Discriminator):
     """
 
     def __init__(self, image_size: int = 64, last_strides: int = 1, **others):
-        leaky = partial(nn.LeakyReLU, 0.2)
+        leaky = partial(nn.LeakyReLU, 0.2, inplace=True)
         strides = [2, 2, 2, last_strides]
         super().__init__(strides, last_strides, 1, first_norm="none", activation=leaky, **others)
 
@@ -474,7 +496,17 @@ DISCRIMINATORS = {
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Memory
+# Passes and memory
+
+
+def in_one_pass(network: nn.Module, batches: Sequence[Tensor], norm: str) -> list[Tensor]:
+    """Return the network's result for each batch. Batch norm mixes what passes together, so with it they pass alone.
+
+    One pass of 32 images takes three quarters of the time of two of 16 on a CPU.
+    """
+    if norm == "batch" or len(batches) == 1:
+        return [network(images) for images in batches]
+    return list(network(torch.cat(list(batches))).split([len(images) for images in batches]))
 
 
 class ImagePool(nn.Module):

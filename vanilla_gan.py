@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from data_loader import find_images, load_images
 from diff_augment import diff_augment
 from losses import GAN_MODES, has_won
-from models import DISCRIMINATORS, DCGenerator
+from models import DISCRIMINATORS, DCGenerator, in_one_pass
 from runs import Run
 from trainer import State, make_state, train
 from utils import descend, grid_columns, image_grid, run_main, set_up
@@ -70,9 +70,10 @@ def train_step(state: State, batch: dict[str, Tensor], options: VanillaOptions) 
     real = batch["images"]
     loss = GAN_MODES[options.gan_mode]
 
-    def judge(images: Tensor) -> Tensor:
-        """The logits of D on augmented images, as float32."""
-        return D(diff_augment(images, options.use_diffaug)).float()
+    def judge(*batches: Tensor) -> list[Tensor]:
+        """The logits of D on each batch of augmented images, as float32."""
+        augmented = [diff_augment(images, options.use_diffaug) for images in batches]
+        return [logits.float() for logits in in_one_pass(D, augmented, options.norm)]
 
     # Generate a batch of fakes. Both updates use it: D's without, G's with the way back through G.
     with state.precision.autocast():
@@ -81,14 +82,15 @@ def train_step(state: State, batch: dict[str, Tensor], options: VanillaOptions) 
 
     # Update D: minimize real(D(x)) + fake(D(G(z))); for LSGAN mean((D(x) - 1)^2) / 2 + mean(D(G(z))^2) / 2.
     with state.precision.autocast():
-        D_real = loss.real(judge(real))
-        D_fake = loss.fake(judge(fake.detach()))
+        of_real, of_fake = judge(real, fake.detach())
+        D_real, D_fake = loss.real(of_real), loss.fake(of_fake)
         D_total = D_real + D_fake
     descend(D_total, state.optimizers["D"], state.precision.scaler)
 
     # Update G: minimize generator(D(G(z))); for LSGAN mean((D(G(z)) - 1)^2).
     with state.precision.autocast():
-        G_loss = loss.generator(judge(fake))
+        [of_fake] = judge(fake)
+        G_loss = loss.generator(of_fake)
     descend(G_loss, state.optimizers["G"], state.precision.scaler)
 
     return {"D_real": D_real.detach(), "D_fake": D_fake.detach(), "D_total": D_total.detach(), "G": G_loss.detach()}

@@ -1,0 +1,257 @@
+"""Measure the speed of training beside the usual code.
+
+    python benchmarks/speed.py                                   # every case, about twelve minutes on two CPU cores
+    python benchmarks/speed.py --case CycleGAN-64 --seconds 60 --rounds 5
+    python benchmarks/speed.py --json                            # for machines
+
+For each case the plain code of plain.py (A) and this project's own command with its logs, grids and checkpoints (B) train
+on the toy cats in turn, A B A B, each in a process of its own. Printed are the medians of the iterations per second
+after a warm-up, their ratio, and the peak memory of the process. The floor is what a step would take if all its
+arithmetic ran at the speed of a large fp32 matrix product, which is measured after each pair: the floating-point
+operations are those of the project's step, which needs fewer than the plain one. Nothing else should run meanwhile.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import plain
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+import cycle_gan
+import trainer
+import vanilla_gan
+from data_loader import toy_cats
+from options import CycleOptions, VanillaOptions, parse_command_line
+from utils import UserError, choose_device, run_main
+
+_CYCLE = ["--disc=patch", "--use_cycle_consistency_loss"]
+_PAPER = ["--gen=resnet_9blocks", "--disc=patch70", "--g_conv_dim=64", "--d_conv_dim=64", "--batch_size=1"]
+
+# Case -> script, its flags, and the same training in the plain way.
+CASES: dict[str, tuple[Any, list[str], Any]] = {
+    "DCGAN-64": (vanilla_gan, [], plain.train_dcgan),
+    "CycleGAN-64": (cycle_gan, _CYCLE, plain.train_cyclegan_64),
+    "CycleGAN-256": (cycle_gan, ["--image_size=256", *_CYCLE, *_PAPER], plain.train_cyclegan_256),
+}
+
+
+class Enough(Exception):
+    """The measurement is over."""
+
+
+class Stopwatch:
+    """Counts steps from the end of a warm-up until the time is over; then raises Enough.
+
+    Args:
+        seconds: to measure. At least two steps warm up and three are counted, however long they take.
+    """
+
+    def __init__(self, seconds: float, device: torch.device):
+        self.seconds, self.device = seconds, device
+        self.warm_up = min(5.0, seconds / 4)
+        self.first = time.monotonic()
+        self.started: float | None = None
+        self.steps, self.rate = 0, 0.0
+
+    def tick(self) -> None:
+        """Count a step."""
+        self.steps += 1
+        now = time.monotonic()
+        if self.started is None:
+            if now - self.first >= self.warm_up and self.steps >= 2:
+                self.started, self.steps = self._now(), 0
+        elif now - self.started >= self.seconds and self.steps >= 3:
+            self.rate = self.steps / (self._now() - self.started)
+            raise Enough
+
+    def _now(self) -> float:
+        """Return the time at which all work is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.monotonic()
+
+
+def run_plain(case: str, device: torch.device, watch: Stopwatch) -> None:
+    """Train in the plain way until the watch says stop."""
+    script, flags, train = CASES[case]
+    train(toy_cats(256 if "--image_size=256" in flags else 64), device, watch.tick)
+
+
+def read_options(case: str, device: torch.device, folder: str) -> VanillaOptions | CycleOptions:
+    """Return the options of a run that would never end, as its command line has them."""
+    script, flags, _ = CASES[case]
+    data = toy_cats(256 if "--image_size=256" in flags else 64)
+    data = data / "trainB" if script is vanilla_gan else data
+    flags = [f"--data={data}", *flags, "--train_iters=1000000", f"--device={device.type}", f"--checkpoint_dir={folder}"]
+    return parse_command_line(VanillaOptions if script is vanilla_gan else CycleOptions, flags, script.SCRIPT, "")
+
+
+def run_ours(case: str, device: torch.device, watch: Stopwatch) -> None:
+    """Train as the script does, in a run folder that is deleted afterwards."""
+    advance = trainer.Progress.advance
+    trainer.Progress.advance = lambda progress: (advance(progress), watch.tick())
+    with tempfile.TemporaryDirectory() as folder:
+        CASES[case][0].main(read_options(case, device, folder))
+
+
+def count_operations(case: str, device: torch.device) -> float:
+    """Return the floating-point operations of one step of ours, without data and element-wise work."""
+    counts = []
+
+    def step_and_stop(state, batch, options):
+        with FlopCounterMode(display=False) as counter:
+            train_step(state, batch, options)
+        counts.append(counter.get_total_flops())
+        raise Enough
+
+    script = CASES[case][0]
+    train_step, script.train_step = script.train_step, step_and_stop
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            script.main(read_options(case, device, folder))
+        except Enough:
+            return counts[0]
+    raise AssertionError("no step was taken")
+
+
+def measure_products(device: torch.device, seconds: float) -> float:
+    """Return the floating-point operations per second of the product of two fp32 matrices."""
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = torch.rand(n, n, device=device), torch.rand(n, n, device=device)
+    watch = Stopwatch(seconds, device)
+    try:
+        while True:
+            a @ b
+            if device.type == "cuda" and watch.steps % 10 == 9:
+                torch.cuda.synchronize()  # or the queue would run ahead of the clock
+            watch.tick()
+    except Enough:
+        return 2 * n**3 * watch.rate
+
+
+def measure_here(side: str, case: str, seconds: float, device: torch.device) -> dict[str, float]:
+    """Run one side of a case in this process.
+
+    Returns:
+        For "plain" and "ours" rate (iterations per second), memory_mb of this process at its peak, and on CUDA
+        device_memory_mb; for "floor" the operations of a step, and operations_per_second of matrix products.
+    """
+    if side == "floor":
+        products = measure_products(device, min(seconds, 3.0))
+        return {"operations": count_operations(case, device), "operations_per_second": products}
+    watch = Stopwatch(seconds, device)
+    try:
+        {"plain": run_plain, "ours": run_ours}[side](case, device, watch)
+    except Enough:
+        pass
+    result = {"rate": watch.rate, "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}  # from KB
+    if device.type == "cuda":
+        result["device_memory_mb"] = torch.cuda.max_memory_allocated() / 1e6
+    return result
+
+
+def measure_apart(side: str, case: str, seconds: float, device: torch.device) -> dict[str, float]:
+    """Run one side of a case in a process of its own; return what `measure_here` does."""
+    command = [sys.executable, __file__, "--side", side, "--case", case, "--seconds", str(seconds), "--device",
+               device.type]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise UserError(f"{side} of {case} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def describe_machine(device: torch.device) -> str:
+    """Return device, cores and versions in a line."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        cpuinfo = Path("/proc/cpuinfo")
+        lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+        name = f"{model or platform.processor()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{name}; torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def summarize(case: str, results: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """Return the medians of a case and what follows from them."""
+    median = {
+        side: {key: statistics.median(result[key] for result in rounds) for key in rounds[0]}
+        for side, rounds in results.items()
+    }
+    floor = median["floor"]["operations_per_second"] / median["floor"]["operations"]  # iterations per second
+    ratios = [ours["rate"] / plain["rate"] for ours, plain in zip(results["ours"], results["plain"], strict=True)]
+    return {
+        "case": case, "plain": median["plain"], "ours": median["ours"],
+        "ratio": median["ours"]["rate"] / median["plain"]["rate"], "ratios": ratios,
+        "gflop": median["floor"]["operations"] / 1e9, "gflops": median["floor"]["operations_per_second"] / 1e9,
+        "floor_rate": floor, "share_of_floor": median["ours"]["rate"] / floor,
+    }  # fmt: skip
+
+
+def table(rows: list[dict[str, Any]], machine: str) -> str:
+    """Return the results as a table in Markdown."""
+    lines = [
+        machine,
+        "",
+        "| case | plain it/s | ours it/s | ratio (each round) | GFLOP a step | floor it/s at GFLOP/s | share of the floor "
+        "| memory MB, plain and ours |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        key = "device_memory_mb" if "device_memory_mb" in row["ours"] else "memory_mb"
+        lines.append(
+            f"| {row['case']} | {row['plain']['rate']:.2f} | {row['ours']['rate']:.2f} | {row['ratio']:.2f} "
+            f"({', '.join(f'{ratio:.2f}' for ratio in row['ratios'])}) | {row['gflop']:.1f} "
+            f"| {row['floor_rate']:.2f} at {row['gflops']:.0f} | {row['share_of_floor']:.0%} "
+            f"| {row['plain'][key]:.0f}, {row['ours'][key]:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> int:
+    """Measure and print; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", action="append", choices=CASES, help="only this one; may be repeated")
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="to measure a side for, in each round (default: 20)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="A B pairs (default: 3)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--side", choices=("plain", "ours", "floor"), help=argparse.SUPPRESS)  # of a child process
+    options = parser.parse_args(arguments)
+    if options.seconds <= 0 or options.rounds < 1:
+        parser.error("--seconds and --rounds: use numbers above 0")
+    device = choose_device(options.device)
+    if options.side:
+        print(json.dumps(measure_here(options.side, options.case[0], options.seconds, device)))
+        return 0
+
+    rows = []
+    for case in options.case or CASES:
+        toy_cats(256 if "--image_size=256" in CASES[case][1] else 64)  # drawn before the clock runs
+        results: dict[str, list[dict[str, float]]] = {"plain": [], "ours": [], "floor": []}
+        for _ in tqdm(range(options.rounds), case, unit=" rounds", disable=None):
+            for side, rounds in results.items():
+                rounds.append(measure_apart(side, case, options.seconds, device))
+        rows.append(summarize(case, results))
+    machine = describe_machine(device)
+    print(json.dumps({"machine": machine, "cases": rows}, indent=2) if options.json else table(rows, machine))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(lambda: main(sys.argv[1:]), "speed.py"))
