@@ -1,7 +1,7 @@
 """The usual course code, as a baseline for speed: what the project would be without its care for speed.
 
-PIL per image in a DataLoader with two workers, nn.Upsample then Conv2d, gradients through G in D's step, Adam as it comes,
-losses read with `.item()` every 10 steps. The networks, losses and sizes are the project's; only speed differs.
+PIL per image in a DataLoader with two workers, nn.Upsample then Conv2d, gradients through G in D's step, Adam as it
+comes, losses read with `.item()` every 10 steps. The networks, losses and sizes are the project's; only speed differs.
 """
 
 import itertools
@@ -144,7 +144,7 @@ def train_cyclegan(
     build_generator: Callable[[], nn.Module], build_discriminator: Callable[[], nn.Module], image_size: int,
     batch_size: int, root: Path, device: torch.device, tick: Callable[[], None],
 ) -> None:  # fmt: skip
-    """Train a CycleGAN with the cycle loss for ever, D before G, as the course has it. Calls `tick` after every step."""
+    """Train a CycleGAN with the cycle loss for ever, D before G as in the course. Calls `tick` after every step."""
     g_xy, g_yx = build_generator().to(device), build_generator().to(device)
     d_x, d_y = build_discriminator().to(device), build_discriminator().to(device)
     adam_g = torch.optim.Adam([*g_xy.parameters(), *g_yx.parameters()], 5e-4, (0.5, 0.999))

@@ -4,8 +4,8 @@
     python benchmarks/speed.py --case CycleGAN-64 --seconds 60 --rounds 5
     python benchmarks/speed.py --json                            # for machines
 
-For each case the plain code of plain.py (A) and this project's own command with its logs, grids and checkpoints (B) train
-on the toy cats in turn, A B A B, each in a process of its own. Printed are the medians of the iterations per second
+For each case the plain code of plain.py (A) and this project's own command with its logs, grids and checkpoints (B)
+train on the toy cats in turn, A B A B, each in a process of its own. Printed are the medians of the iterations a second
 after a warm-up, their ratio, and the peak memory of the process. The floor is what a step would take if all its
 arithmetic ran at the speed of a large fp32 matrix product, which is measured after each pair: the floating-point
 operations are those of the project's step, which needs fewer than the plain one. Nothing else should run meanwhile.
@@ -48,7 +48,7 @@ CASES: dict[str, tuple[Any, list[str], Any]] = {
 }
 
 
-class Enough(Exception):
+class Enough(Exception):  # noqa: N818 (nothing is wrong)
     """The measurement is over."""
 
 
@@ -86,7 +86,7 @@ class Stopwatch:
 
 def run_plain(case: str, device: torch.device, watch: Stopwatch) -> None:
     """Train in the plain way until the watch says stop."""
-    script, flags, train = CASES[case]
+    _, flags, train = CASES[case]
     train(toy_cats(256 if "--image_size=256" in flags else 64), device, watch.tick)
 
 
@@ -181,7 +181,8 @@ def describe_machine(device: torch.device) -> str:
         cpuinfo = Path("/proc/cpuinfo")
         lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
         model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-        name = f"{model or platform.processor()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+        capability = torch.backends.cpu.get_cpu_capability()
+        name = f"{model or platform.processor()}, {torch.get_num_threads()} threads, {capability}"
     return f"{name}; torch {torch.__version__}, Python {platform.python_version()}"
 
 
@@ -206,8 +207,8 @@ def table(rows: list[dict[str, Any]], machine: str) -> str:
     lines = [
         machine,
         "",
-        "| case | plain it/s | ours it/s | ratio (each round) | GFLOP a step | floor it/s at GFLOP/s | share of the floor "
-        "| memory MB, plain and ours |",
+        "| case | plain it/s | ours it/s | ratio (each round) | GFLOP a step | floor it/s at GFLOP/s "
+        "| share of the floor | memory MB, plain and ours |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

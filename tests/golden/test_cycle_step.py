@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 
 import cycle_gan
-from cycle_gan import build_networks, correlate, draw_samples, find_trouble, in_one_pass, train_step
+from cycle_gan import build_networks, correlate, draw_samples, find_trouble, train_step
 from diff_augment import diff_augment
 from losses import CYCLE_LOSSES, has_won, ssim_loss
-from models import ImagePool
+from models import ImagePool, in_one_pass
 from options import CycleOptions
 from tests.conftest import assert_same
 from trainer import make_state
@@ -130,7 +130,7 @@ def test_identity_weight_is_half_of_the_cycle_weight_by_default():
 def gradients(network, batches, options, weights):
     """The gradients of a weighted sum of the network's outputs, for its weights and for what went in."""
     inputs = [images.clone().requires_grad_() for images in batches]
-    outputs = in_one_pass(network, inputs, options)
+    outputs = in_one_pass(network, inputs, options.norm)
     assert [output.shape[0] for output in outputs] == [len(images) for images in batches]
     total = sum((output * output).sum() * weight for output, weight in zip(outputs, weights, strict=True))
     return outputs, torch.autograd.grad(total, [*network.parameters(), *inputs])

@@ -6,7 +6,17 @@ import torch.nn.functional as F
 from torch import nn
 
 import models
-from models import DCGenerator, LatentConv, UpConv, merge_upsample_into_kernel
+from models import (
+    DCGenerator,
+    Deconv,
+    DownConv,
+    InstanceNorm,
+    LatentConv,
+    UpConv,
+    merge_upsample_into_kernel,
+    transposed_conv_by_phases,
+    upsample_matrix,
+)
 
 
 def gradients(forward, x, weight, bias):
@@ -24,7 +34,7 @@ def upsample_then_conv(x, weight, bias, padding_mode):
 
 
 def up_conv(x, weight, bias, padding_mode):
-    layer = UpConv(weight.shape[1], weight.shape[0], bias=True, padding_mode=padding_mode)
+    layer = UpConv(weight.shape[1], weight.shape[0], bias=True, padding_mode=padding_mode).double()
     return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, x)
 
 
@@ -54,7 +64,9 @@ WRONG_TAPS = {
 def test_wrong_taps_are_rejected(tensors, monkeypatch, name):
     taps = torch.tensor(WRONG_TAPS[name], dtype=torch.float64)
     monkeypatch.setattr(
-        models, "merge_upsample_into_kernel", lambda weight: torch.einsum("ik,ockl,jl->coij", taps, weight, taps)
+        models,
+        "merge_upsample_into_kernel",
+        lambda weight, matrix: torch.einsum("ik,ockl,jl->coij", taps, weight, taps),
     )
     fused = gradients(lambda *t: up_conv(*t, "zeros"), *tensors)
     plain = gradients(lambda *t: upsample_then_conv(*t, "zeros"), *tensors)
@@ -72,7 +84,81 @@ def test_the_right_taps_are_not_rejected(tensors, monkeypatch):
 
 def test_merged_kernel_of_ones_counts_the_shared_taps():
     per_axis = torch.tensor([1.0, 2.0, 2.0, 1.0])
-    assert torch.equal(merge_upsample_into_kernel(torch.ones(1, 1, 3, 3))[0, 0], per_axis[:, None] * per_axis)
+    assert torch.equal(
+        merge_upsample_into_kernel(torch.ones(1, 1, 3, 3), upsample_matrix())[0, 0], per_axis[:, None] * per_axis
+    )
+
+
+CHANNELS = [(5, 3), (5, 4), (2, 7)]  # up to 4 channels of the image go by phases
+
+
+@pytest.mark.parametrize("c_in, c_out", CHANNELS)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_deconv_equals_pytorch(c_in, c_out, has_bias):
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (
+        torch.randn(s, generator=generator, dtype=torch.float64)
+        for s in ((2, c_in, 4, 6), (c_in, c_out, 4, 4), (c_out,))
+    )
+    layer = Deconv(c_in, c_out, bias=True).double()
+    ours = gradients(lambda x, w, b: torch.func.functional_call(layer, {"weight": w, "bias": b}, x), x, weight, bias)
+    plain = gradients(lambda x, w, b: F.conv_transpose2d(x, w, b, 2, 1), x, weight, bias)
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    phases = transposed_conv_by_phases(x, weight, bias if has_bias else None)
+    torch.testing.assert_close(phases, F.conv_transpose2d(x, weight, bias if has_bias else None, 2, 1))
+
+
+@pytest.mark.parametrize("c_out, c_in", CHANNELS)
+def test_down_conv_equals_pytorch(c_out, c_in):
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (
+        torch.randn(s, generator=generator, dtype=torch.float64)
+        for s in ((2, c_in, 8, 6), (c_out, c_in, 4, 4), (c_out,))
+    )
+    layer = DownConv(c_in, c_out, bias=True).double()
+    ours = gradients(lambda x, w, b: torch.func.functional_call(layer, {"weight": w, "bias": b}, x), x, weight, bias)
+    plain = gradients(lambda x, w, b: F.conv2d(x, w, b, 2, 1), x, weight, bias)
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("wrong", ["rows and columns", "not flipped"])
+def test_wrong_phases_are_rejected(monkeypatch, wrong):
+    """The comparisons above see it if the taps of the phases are mixed up, in the result and in the gradient."""
+    right = models.transposed_conv_by_phases
+    twist = {"rows and columns": lambda k: k.transpose(2, 3), "not flipped": lambda k: k.flip(2, 3)}[wrong]
+    monkeypatch.setattr(models, "transposed_conv_by_phases", lambda x, kernel, bias: right(x, twist(kernel), bias))
+    with pytest.raises(AssertionError):
+        test_deconv_equals_pytorch(5, 3, True)
+    with pytest.raises(AssertionError):
+        test_down_conv_equals_pytorch(5, 3)
+
+
+def test_the_layers_next_to_the_image_go_by_phases(monkeypatch):
+    called = []
+    right = models.transposed_conv_by_phases
+    monkeypatch.setattr(models, "transposed_conv_by_phases", lambda *args: called.append(1) or right(*args))
+    for layer, expected in ((UpConv(8, 3, bias=True), 1), (Deconv(8, 3, bias=True), 1), (UpConv(8, 8, bias=True), 0)):
+        called.clear()
+        layer(torch.zeros(1, 8, 4, 4))
+        assert len(called) == expected
+    images = torch.zeros(1, 3, 4, 4, requires_grad=True)
+    DownConv(3, 8, bias=True)(images).sum().backward()
+    assert len(called) == 1, "the gradient for the image"
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_instance_norm_equals_pytorch(dtype, tolerance):
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(3, 5, 4, 6, generator=generator, dtype=dtype) * 3 + 2).requires_grad_()
+    mask = torch.randn(x.shape, generator=generator, dtype=dtype)
+    ours, plain = InstanceNorm(5)(x), F.instance_norm(x)
+    grads = [torch.autograd.grad((y * mask).sum(), x)[0] for y in (ours, plain)]
+    torch.testing.assert_close(ours, plain, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(*grads, rtol=tolerance, atol=tolerance)
+    wrong = F.group_norm(x, 1)  # over all channels of an image
+    assert (wrong - plain).abs().max() > 0.1
 
 
 def test_latent_conv_equals_padded_conv():

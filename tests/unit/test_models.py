@@ -12,7 +12,9 @@ from models import (
     NORMS,
     UPSAMPLES,
     DCGenerator,
+    DownConv,
     ImagePool,
+    InstanceNorm,
     PaperDeconv,
     ReflectConv,
     ResidualBlock,
@@ -74,7 +76,7 @@ def test_cycle_generators_of_the_design():
         return [(type(conv), conv.in_channels, conv.out_channels, conv.kernel_size[0]) for conv in convs(network)]
 
     assert kinds(GENERATORS["cycle"]()) == [
-        (nn.Conv2d, 3, 32, 4), (nn.Conv2d, 32, 64, 4), *[(SameConv, 64, 64, 3)] * 3, (UpConv, 64, 32, 3),
+        (DownConv, 3, 32, 4), (DownConv, 32, 64, 4), *[(SameConv, 64, 64, 3)] * 3, (UpConv, 64, 32, 3),
         (UpConv, 32, 3, 3),
     ]  # fmt: skip
     summer2winter = GENERATORS["cycle"](64, 6, 3, 2, "batch", "deconv")
@@ -109,7 +111,7 @@ def test_paper_patch_discriminator_has_the_papers_layers():
     D = DISCRIMINATORS["patch70"](conv_dim=64, norm="none")
     assert sum(p.numel() for p in D.parameters()) == 2_764_737
     D = DISCRIMINATORS["patch70"](conv_dim=64)
-    assert [type(stage[1]) for stage in D.layers[:-1]] == [nn.Identity] + [nn.InstanceNorm2d] * 3
+    assert [type(stage[1]) for stage in D.layers[:-1]] == [nn.Identity] + [InstanceNorm] * 3
     assert [stage[2].negative_slope for stage in D.layers[:-1]] == [0.2] * 4
     assert [conv.stride[0] for conv in convs(D)] == [2, 2, 2, 1, 1]
     assert [conv.bias is not None for conv in convs(D)] == [True, False, False, False, True]

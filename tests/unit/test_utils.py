@@ -1,6 +1,9 @@
 """Device, precision, gradients, grids and exit codes."""
 
 import os
+import platform
+import resource
+import sys
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from utils import (
     choose_precision,
     descend,
     image_grid,
+    keep_freed_memory,
     run_main,
     seed_everything,
 )  # fmt: skip
@@ -121,3 +125,20 @@ def test_what_no_deterministic_kernel_can_do_is_one_line(capsys):
     assert capsys.readouterr().err.endswith("but you set it; leave --deterministic out\n")
     with pytest.raises(RuntimeError, match="shapes"):
         run_main(lambda: fail("shapes differ"), "x.py")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's malloc")
+def test_freed_memory_is_kept(monkeypatch):
+    """A tensor of 64 MB, made anew again and again, takes its 16,384 pages from the system once."""
+
+    def page_faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            torch.zeros(2**24)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    keep_freed_memory()
+    page_faults()
+    assert page_faults() < 1000
+    monkeypatch.setattr(sys, "platform", "darwin")
+    keep_freed_memory()  # nothing to do elsewhere
