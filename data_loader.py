@@ -3,9 +3,6 @@
 Images are decoded once, in parallel, at the size that the augmentation needs, into one uint8 tensor (N, 3, R, R) on
 the device. A batch is a draw of rows, augmented as a whole. Sets larger than `--cache_gb` are decoded anew for every
 batch, ahead of time; the same augmentation follows. Which images make a batch is a pure function of (seed, step).
-
-Threads do the decoding, not processes: Pillow decodes and resizes without Python's lock, and threads need no copies,
-no second start of Python, and no rules for signals and forks.
 """
 
 import math
@@ -17,20 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
 
+from data.decoding import decode, decode_all, try_decode
 from data.toy_cats import default_root, ensure_toy_cats
 from utils import UserError
 
-# isort: split
-# After utils, which says in one line what to do if torchvision doesn't fit torch.
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as TF
-
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 _BATCHES_AHEAD = 4  # batches that are being decoded while one is trained on
 _DATA_ROOT = Path(__file__).parent / "data"
 
@@ -139,48 +129,6 @@ def hold_out(files: list[Path], share: float) -> tuple[list[Path], list[Path]]:
     held = set(np.random.default_rng(0).permutation(len(files))[:count].tolist())
     train = [path for i, path in enumerate(files) if i not in held]
     return train, [files[i] for i in sorted(held)]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Decoding
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB: upright by its EXIF tag, composed on white where it is transparent."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits or more: convert() would clip at 255, not scale
-        values = np.asarray(image, dtype=np.float32)
-        values = np.nan_to_num(values)
-        # Only 16-bit modes say what white is; 32-bit ones hold any of three conventions.
-        scales = (
-            (65535.0,) if image.mode.startswith("I;16") else (255.0, 65535.0) if image.mode == "I" else (1.0, 255.0)
-        )
-        full_scale = next((scale for scale in scales if values.max() <= scale), 65535.0)
-        gray = np.clip(values * (255.0 / full_scale), 0, 255).round().astype(np.uint8)
-        return Image.fromarray(gray).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def decode(path: Path, size: int) -> Tensor:
-    """Read an image: shorter side resized to `size` (bicubic, antialiased), center crop. uint8 (3, size, size).
-
-    Raises:
-        OSError, ValueError, SyntaxError, Image.DecompressionBombError: whatever Pillow says of a broken file.
-    """
-    with Image.open(path, formats=_FORMATS) as image:
-        square = TF.center_crop(TF.resize(to_rgb(image), size, InterpolationMode.BICUBIC), [size, size])
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1)  # (3, size, size)
-
-
-def _try_decode(path: Path, size: int) -> Tensor | str:
-    """Return the decoded image, or in one line what is wrong with the file."""
-    try:
-        return decode(path, size)
-    except Exception as error:  # Pillow's decoders raise whatever the bytes lead them to
-        return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -322,6 +270,7 @@ class ImageBatches:
         stream: which of several folders with the same seed this is: each has an order of its own.
         test: images that are not trained on; the attribute of that name has the readable ones.
         flag: where `files` come from, for messages.
+        cache_dir: folder for decoded images; the next run takes them from there.
 
     Attributes:
         files: the readable files, in the order of their index.
@@ -344,40 +293,30 @@ class ImageBatches:
         stream: int = 0,
         test: Sequence[Path] = (),
         flag: str = "--data",
+        cache_dir: Path | None = None,
     ):
         self.augmentation = AUGMENTATIONS[data_aug]
         self.image_size, self.batch_size, self.seed, self.stream = image_size, batch_size, seed, stream
         self.device = device
         self.stored_size = self.augmentation.stored_size(image_size)
         self.is_cached = len(files) * 3 * self.stored_size**2 <= cache_gb * 1e9
-        self.files: list[Path] = []
-        self.skipped: dict[Path, str] = {}
         self._pool = ThreadPoolExecutor(num_workers or os.cpu_count())
         self._streamed: dict[int, list[tuple[Path, Future]]] = {}  # step -> its images, decoded or being decoded
 
         # Decode everything once: to keep it, or else to know before training which files are readable.
-        images = torch.empty(len(files) if self.is_cached else 0, 3, self.stored_size, self.stored_size,
-                             dtype=torch.uint8)  # fmt: skip
-        decoded = self._pool.map(lambda path: _try_decode(path, self.stored_size), files)
-        for path, image in tqdm(zip(files, decoded, strict=True), "decode", len(files), unit=" images",
-                                leave=False, disable=None):  # fmt: skip
-            if isinstance(image, str):
-                self.skipped[path] = image
-                continue
-            if self.is_cached:
-                images[len(self.files)] = image
-            self.files.append(path)
+        decoded = decode_all(files, self.stored_size, self._pool, self.is_cached, cache_dir)
+        self.files, self.skipped, self._kept = decoded.files, decoded.skipped, decoded.kept
         if not self.files:
             raise UserError(
                 f"{flag}: none of the {len(files)} images in {files[0].parent} is readable (first: {files[0].name}, "
                 f"{self.skipped[files[0]]}); accepted endings: {', '.join(EXTENSIONS)}"
             )
-        self.images = images[: len(self.files)].to(device)  # (N, 3, R, R)
+        self.images = decoded.images.to(device)  # (N, 3, R, R)
 
         # Know as well which of the images to test on are readable.
-        results = list(self._pool.map(lambda path: _try_decode(path, image_size), test))
-        self.test = [path for path, image in zip(test, results, strict=True) if not isinstance(image, str)]
-        self.skipped |= {path: image for path, image in zip(test, results, strict=True) if isinstance(image, str)}
+        tested = decode_all(test, image_size, self._pool, False, cache_dir)
+        self.test = tested.files
+        self.skipped = {**self.skipped, **tested.skipped}
 
     def __len__(self) -> int:
         """Number of images."""
@@ -391,6 +330,8 @@ class ImageBatches:
         """Return what was loaded, and what to know about it, as lines for the user."""
         place = f"in memory, {self.images.nbytes / 1e6:.0f} MB" if self.is_cached else "streamed from disk"
         lines = [f"{len(self)} images from {self.files[0].parent}, {self.stored_size}x{self.stored_size}, {place}"]
+        if self._kept is not None:
+            lines[0] += f"; kept decoded in {self._kept}"
         if self.test:
             lines.append(f"{len(self.test)} images to test on from {self.test[0].parent}")
         if self.skipped:
@@ -439,7 +380,7 @@ class ImageBatches:
             if ahead not in self._streamed:
                 files = [self.files[index] for index in self.indices(ahead)]
                 self._streamed[ahead] = [
-                    (path, self._pool.submit(_try_decode, path, self.stored_size)) for path in files
+                    (path, self._pool.submit(try_decode, path, self.stored_size)) for path in files
                 ]
         images = []
         for path, decoded in self._streamed[step]:
@@ -456,19 +397,20 @@ def load_images(sources: dict[str, Source], options: Any, device: torch.device) 
     """Find and decode the images of each source.
 
     Args:
-        options: ext, test_split, image_size, data_aug, batch_size, seed, cache_gb (for all sources together) and
-            num_workers.
+        options: ext, test_split, image_size, data_aug, batch_size, seed, cache_gb (for all sources together),
+            num_workers, and checkpoint_dir, in whose folder .cache decoded images are kept.
 
     Raises:
         UserError: a folder without images, or without readable ones.
     """
     data = {}
+    cache_dir = Path(options.checkpoint_dir) / ".cache"
     for stream, (name, source) in enumerate(sources.items()):
         train, test = hold_out(list_images(source.train, options.ext, source.flag), options.test_split)
         if source.test is not None and not options.test_split:
             test = list_images(source.test, options.ext, source.flag)
         data[name] = ImageBatches(
             train, options.image_size, options.data_aug, options.batch_size, options.seed, device,
-            options.cache_gb / len(sources), options.num_workers, stream, test, source.flag,
+            options.cache_gb / len(sources), options.num_workers, stream, test, source.flag, cache_dir,
         )  # fmt: skip
     return data

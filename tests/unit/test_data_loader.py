@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 import data_loader
+from data import decoding
+from data.decoding import to_rgb
 from data_loader import (
     EXTENSIONS,
     ImageBatches,
@@ -19,7 +21,6 @@ from data_loader import (
     hold_out,
     list_images,
     load_images,
-    to_rgb,
 )
 from options import CycleOptions, VanillaOptions
 from tests.conftest import make_photo
@@ -248,6 +249,89 @@ def test_a_file_that_goes_while_it_is_streamed(photos):
         path.unlink()
     with pytest.raises(UserError, match=r"photos/\d\.png could be read before but not now .*--resume"):
         images.batch(0)
+
+
+# ---- Decoded images that the next run finds
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A folder for decoded images, which takes those of quick sets too, and the names of the files decoded so far."""
+    monkeypatch.setattr(decoding, "_CACHE_SECONDS", -1.0)
+    decoded = []
+    right = decoding.try_decode
+    monkeypatch.setattr(decoding, "try_decode", lambda path, size: decoded.append(path.name) or right(path, size))
+    return tmp_path / "cache", decoded
+
+
+@pytest.mark.parametrize("cache_gb", [4.0, 0.0])
+def test_the_second_start_decodes_nothing(photos, domains, cache, cache_gb):
+    folder, decoded = cache
+    (photos / "4.png").write_text("no image")
+    settings = {"cache_dir": folder, "test": list_images(domains / "testA"), "cache_gb": cache_gb}
+    first = batches(list_images(photos), **settings)
+    assert sorted(decoded) == sorted([f"{i}.png" for i in range(10)] + [f"{i}.png" for i in range(3)])
+    decoded.clear()
+    second = batches(list_images(photos), **settings)
+    assert (
+        decoded == [] and torch.equal(first.images, second.images) and first.images.shape[0] == (9 if cache_gb else 0)
+    )
+    assert (first.files, first.skipped, first.test) == (second.files, second.skipped, second.test)
+    assert f"kept decoded in {folder}" in first.describe()[0] and first.describe() == second.describe()
+    assert torch.equal(*(torch.manual_seed(0) and data.batch(3) for data in (first, second)))
+    assert {path.suffix for path in folder.iterdir()} == {".npy", ".json"}
+
+
+@pytest.mark.parametrize("change", ["other time", "other content", "one more", "other size", "damaged", "cut", "text"])
+def test_what_makes_it_decode_anew(photos, cache, change):
+    folder, decoded = cache
+    batches(list_images(photos), cache_dir=folder)
+    decoded.clear()
+    path = photos / "3.png"
+    before = path.stat()
+    [kept] = folder.glob("*.npy")
+    image_size = 32
+    if change == "other time":
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
+    elif change == "other content":
+        make_photo((50, 48), 99).save(path)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    elif change == "one more":
+        make_photo((50, 48), 99).save(photos / "new.png")
+    elif change == "other size":
+        image_size = 64
+    elif change == "damaged":
+        kept.write_bytes(b"x" * 1000)
+    elif change == "cut":
+        kept.write_bytes(kept.read_bytes()[:-1])
+    else:
+        kept.with_suffix(".json").write_text("[]")
+    images = batches(list_images(photos), image_size=image_size, cache_dir=folder)
+    assert len(decoded) == 10 + (change == "one more")
+    for path, image in zip(images.files, images.images, strict=True):
+        assert torch.equal(image, decode(path, image_size))
+
+
+def test_no_room_for_the_cache_is_no_mistake(photos, cache):
+    folder, decoded = cache
+    folder.write_text("a file")
+    for _ in range(2):
+        assert "kept" not in batches(list_images(photos), cache_dir=folder).describe()[0]
+    assert len(decoded) == 20
+
+
+def test_what_is_quick_to_decode_is_not_kept(photos, tmp_path):
+    batches(list_images(photos), cache_dir=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_cache_is_beside_the_runs(domains, cache, tmp_path):
+    options = CycleOptions(image_size=32, batch_size=4, checkpoint_dir=str(tmp_path / "runs"))
+    for expected in (10 + 7 + 3 + 3, 0):
+        load_images(find_domains(CycleOptions(data=str(domains))), options, CPU)
+        assert len(cache[1]) == expected
+        cache[1].clear()
+    assert len(list((tmp_path / "runs" / ".cache").glob("*.npy"))) == 4
 
 
 # ---- Domains
