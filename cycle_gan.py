@@ -34,7 +34,7 @@ from losses import CYCLE_LOSSES, GAN_MODES, has_won
 from models import DISCRIMINATORS, GENERATORS, ImagePool, in_one_pass
 from runs import Run
 from trainer import State, make_state, train
-from utils import descend, grid_columns, image_grid, run_main, set_up
+from utils import descend, first_locally, grid_columns, image_grid, my_part, run_main, set_up, whole_batch
 
 # Panels of losses.png: title -> the losses that it shows, as far as the run has them.
 PANELS = {"Discriminators": ["D_X", "D_Y"], "Generators": ["G_adversarial", "cycle", "identity"]}
@@ -85,6 +85,11 @@ def train_step(state: State, batch: dict[str, Tensor], options: CycleOptions) ->
         augmented = [diff_augment(images, options.use_diffaug) for images in batches]
         return [logits.float() for logits in in_one_pass(D, augmented, options.norm)]
 
+    def exchange(domain: str, fakes: Tensor) -> Tensor:
+        """Fakes as D is to see them: some out of the history. Of several processes each keeps all of it."""
+        pool = state.pools[domain]
+        return my_part(pool(whole_batch(fakes.detach()))) if pool.size else fakes.detach()
+
     # Translate both ways, and for the identity loss what is of the target domain already.
     with state.precision.autocast():
         if options.use_identity_loss:
@@ -112,8 +117,9 @@ def train_step(state: State, batch: dict[str, Tensor], options: CycleOptions) ->
 
     # Update both D: minimize real(D_X(x)) + fake(D_X(fake x)), and the same for y, on fakes from the pools.
     with state.precision.autocast():
-        of_x, of_fake_x = judge(D_X, x, state.pools["X"](fake_x.detach()))
-        of_y, of_fake_y = judge(D_Y, y, state.pools["Y"](fake_y.detach()))
+        seen_x, seen_y = exchange("X", fake_x), exchange("Y", fake_y)  # (B, 3, S, S) each
+        of_x, of_fake_x = judge(D_X, x, seen_x)
+        of_y, of_fake_y = judge(D_Y, y, seen_y)
         D_X_loss = loss.real(of_x) + loss.fake(of_fake_x)
         D_Y_loss = loss.real(of_y) + loss.fake(of_fake_y)
         D_total = D_X_loss + D_Y_loss
@@ -184,10 +190,10 @@ def main(request: CycleOptions) -> int:
     """Train as the command line says; return the exit code."""
     # Find the run to go on with, if one is named: its options count. Choose the device and seed everything.
     run, options = Run.find(request, SCRIPT)
-    device, precision = set_up(options.device, options.amp, options.seed, options.deterministic)
+    device, precision = set_up(options)
 
     # Decode the images, and choose those for the grids.
-    data = load_images(find_domains(options), options, device)
+    data = first_locally(lambda: load_images(find_domains(options), options, device))
     count = grid_columns(options.image_size) ** 2 // 4
     fixed = {domain: images.to_look_at(count) for domain, images in data.items()}
 

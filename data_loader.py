@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data.decoding import decode, decode_all, try_decode
 from data.toy_cats import default_root, ensure_toy_cats
-from utils import UserError
+from utils import UserError, my_part
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _BATCHES_AHEAD = 4  # batches that are being decoded while one is trained on
@@ -301,7 +301,7 @@ class ImageBatches:
         self.stored_size = self.augmentation.stored_size(image_size)
         self.is_cached = len(files) * 3 * self.stored_size**2 <= cache_gb * 1e9
         self._pool = ThreadPoolExecutor(num_workers or os.cpu_count())
-        self._streamed: dict[int, list[tuple[Path, Future]]] = {}  # step -> its images, decoded or being decoded
+        self._streamed: dict[tuple[int, bool], list[tuple[Path, Future]]] = {}  # images of a step, decoded or being so
 
         # Decode everything once: to keep it, or else to know before training which files are readable.
         decoded = decode_all(files, self.stored_size, self._pool, self.is_cached, cache_dir)
@@ -344,7 +344,7 @@ class ImageBatches:
 
     def preview(self, count: int) -> Tensor:
         """Return the first `count` images in the order of the run, with draws of their own, (count, 3, S, S)."""
-        return torch.cat([self.batch(step) for step in range(math.ceil(count / self.batch_size))])[:count]
+        return torch.cat([self.batch(step, whole=True) for step in range(math.ceil(count / self.batch_size))])[:count]
 
     def to_look_at(self, count: int) -> Tensor:
         """Return up to `count` images without augmentation, (n, 3, S, S) in [-1, 1]: of `test`, if there are any."""
@@ -365,30 +365,39 @@ class ImageBatches:
         }
         return np.array([orders[p][i] for p, i in zip(passes.tolist(), places.tolist(), strict=True)])
 
-    def batch(self, step: int) -> Tensor:
-        """Return the augmented batch of `step` (from 0): float32 (B, 3, S, S) in [-1, 1] on the device."""
+    def batch(self, step: int, whole: bool = False) -> Tensor:
+        """Return the augmented batch of `step` (from 0): float32 (B, 3, S, S) in [-1, 1] on the device.
+
+        Of several processes each gets its part of the batch, or all of it if `whole`; the draws are the same.
+        """
+        uniforms = torch.rand(self.batch_size, self.augmentation.uniforms, device=self.device)
+        uniforms = uniforms if whole else my_part(uniforms)
         if self.is_cached:
-            stored = self.images[torch.from_numpy(self.indices(step)).to(self.device, non_blocking=True)]
+            stored = self.images[self._places(step, whole).to(self.device, non_blocking=True)]
         else:
-            stored = self._next_streamed(step).to(self.device, non_blocking=True)  # uint8 (B, 3, R, R)
-        uniforms = torch.rand(len(stored), self.augmentation.uniforms, device=self.device)
+            stored = self._next_streamed(step, whole).to(self.device, non_blocking=True)  # uint8 (B, 3, R, R)
         return self.augmentation.apply(stored, self.image_size, uniforms)
 
-    def _next_streamed(self, step: int) -> Tensor:
+    def _places(self, step: int, whole: bool) -> Tensor:
+        """Return the images of batch `step`, or those of this process's part."""
+        places = torch.from_numpy(self.indices(step))
+        return places if whole else my_part(places)
+
+    def _next_streamed(self, step: int, whole: bool) -> Tensor:
         """Return the stored images of batch `step`, uint8 (B, 3, R, R), while threads decode the batches after it."""
         for ahead in range(step, step + 1 + _BATCHES_AHEAD):
-            if ahead not in self._streamed:
-                files = [self.files[index] for index in self.indices(ahead)]
-                self._streamed[ahead] = [
+            if (ahead, whole) not in self._streamed:
+                files = [self.files[place] for place in self._places(ahead, whole).tolist()]
+                self._streamed[ahead, whole] = [
                     (path, self._pool.submit(try_decode, path, self.stored_size)) for path in files
                 ]
         images = []
-        for path, decoded in self._streamed[step]:
+        for path, decoded in self._streamed[step, whole]:
             image = decoded.result()
             if isinstance(image, str):
                 raise UserError(f"{path} could be read before but not now ({image}); put it back and use --resume")
             images.append(image)
-        self._streamed = {ahead: batch for ahead, batch in self._streamed.items() if ahead > step}
+        self._streamed = {key: batch for key, batch in self._streamed.items() if key[0] > step and key[1] == whole}
         batch = torch.stack(images)  # (B, 3, R, R)
         return batch.pin_memory() if self.device.type == "cuda" else batch
 

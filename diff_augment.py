@@ -7,6 +7,8 @@ operation is a pure function of the images and of uniform numbers in [0, 1), so 
 import torch
 from torch import Tensor
 
+from utils import count_processes, my_part
+
 
 def _per_image(u: Tensor) -> Tensor:
     """(B,) -> (B, 1, 1, 1)"""
@@ -115,7 +117,7 @@ def diff_augment(images: Tensor, policy: str, uniforms: Tensor | None = None) ->
     operations = [operation for name in parse_policy(policy) for operation in POLICIES[name]]
     counts = [count for _, count in operations]
     if uniforms is None:
-        uniforms = torch.rand(len(images), sum(counts), device=images.device)
+        uniforms = my_part(torch.rand(len(images) * count_processes(), sum(counts), device=images.device))
     for (augment, _), u in zip(operations, uniforms.split(counts, dim=1), strict=True):
         images = augment(images, u)
     return images

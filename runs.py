@@ -37,7 +37,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import NonFiniteError, UserError, write_json, write_whole
+from utils import NonFiniteError, UserError, count_processes, rank, tell_all, write_json, write_whole
 
 FORMAT = 1  # of checkpoints; raised when an older program could not read a newer one's
 _PLOT_SECONDS = 10.0  # least time between two drawings of losses.png, ...
@@ -67,6 +67,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
+        "processes": count_processes(),
         "git_commit": commit,
     }
 
@@ -101,9 +102,13 @@ class Run:
                 `name_parts` returns, and a number above that of every folder with the same beginning.
             script: file name of the training script, for messages and for `find`.
 
+        Of several processes the first makes it, and the others get an `Onlooker`.
+
         Raises:
             UserError: the folder exists, or can't be made or written to.
         """
+        if rank() > 0:
+            return Onlooker(Path(tell_all(None)), options, script)
         parent = Path(options.checkpoint_dir)
         stem = "-".join([script.removesuffix(".py"), *options.name_parts()])
         cls._refuse_taken_name(options)
@@ -130,6 +135,7 @@ class Run:
             raise UserError(
                 f"--sample_dir: {error.filename or folder}: {error.strerror}; use another folder or --name"
             ) from None
+        tell_all(str(folder))
         return run
 
     @staticmethod
@@ -188,7 +194,7 @@ class Run:
             options.check_together()
         except (ValueError, TypeError) as error:
             raise UserError(f"--resume {folder}: {error}") from None
-        run = cls(folder, options, script)
+        run = (cls if rank() == 0 else Onlooker)(folder, options, script)
         run.samples = folder / samples  # where they have been: a run that was renamed keeps a folder of --sample_dir
         return run, options
 
@@ -355,6 +361,16 @@ class Run:
         self._cut_losses(content["step"])
         self.resumed_step = content["step"]
         return content
+
+
+class Onlooker(Run):
+    """A run folder as the processes beside the first have it: they read from it and write nothing."""
+
+    def _nothing(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    start = save_options = record_data = say = log = add_losses = _nothing
+    _cut_losses = plot_losses = save_grid = save_checkpoint = _nothing
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:

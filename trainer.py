@@ -21,7 +21,18 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from runs import Run
-from utils import NonFiniteError, Precision, UserError, count_parameters, grid_columns, image_grid
+from utils import (
+    NonFiniteError,
+    Precision,
+    UserError,
+    agree,
+    average_over_processes,
+    count_parameters,
+    count_processes,
+    grid_columns,
+    image_grid,
+    rank,
+)  # fmt: skip
 
 _PLAIN_SECONDS = 10.0  # without a terminal: time between two lines of progress
 
@@ -121,8 +132,13 @@ class State:
         self.sums, self.summed, self.recent = {}, 0, []
 
     def mean_losses(self) -> dict[str, float]:
-        """Return the mean of each loss since the sums were last cleared. Raises NonFiniteError if one isn't finite."""
-        means = {name: value.item() / self.summed for name, value in self.sums.items()}  # waits for the device
+        """Return the mean of each loss since the sums were last cleared. Raises NonFiniteError if one isn't finite.
+
+        Waits for the device, and for the other processes.
+        """
+        sums = torch.stack(list(self.sums.values())) if self.sums else torch.empty(0)
+        average_over_processes([sums])
+        means = {name: value / self.summed for name, value in zip(self.sums, sums.tolist(), strict=True)}
         if not all(map(math.isfinite, means.values())):
             values = [(name, mean, self.step) for name, mean in means.items()]
             for step, losses in enumerate(reversed(self.recent)):  # the earliest of all comes to stand first
@@ -245,7 +261,7 @@ class Progress:
 
     def __init__(self, run: Run, step: int, total: int):
         self.run, self.first, self.total = run, step, total
-        self.is_terminal = sys.stderr.isatty()
+        self.is_terminal = sys.stderr.isatty() and rank() == 0
         self.bar = tqdm(
             initial=step, total=total, unit="it", disable=not self.is_terminal, dynamic_ncols=True,
             bar_format="{l_bar}{bar:8}{r_bar}",  # leaves room for the losses
@@ -283,7 +299,10 @@ def _open(run: Run, state: State, options: Any, data: dict[str, Any], total: int
     if checkpoint is not None:
         state.load(checkpoint)
     if state.step >= total:
-        print(f"{run.folder} is at iteration {state.step} of {total}: nothing to do; a larger --train_iters goes on")
+        if rank() == 0:
+            print(
+                f"{run.folder} is at iteration {state.step} of {total}: nothing to do; a larger --train_iters goes on"
+            )
         return False
     run.start(options, state.device)
 
@@ -293,6 +312,13 @@ def _open(run: Run, state: State, options: Any, data: dict[str, Any], total: int
         run.say(line)
     for line in options.hints(min(map(len, data.values())), total) if checkpoint is None else []:
         run.say(line)
+    if count_processes() > 1:
+        run.say(f"{count_processes()} processes share each batch of {options.batch_size}")
+        if options.norm == "batch":
+            run.say(
+                "Warning: batch norm takes its statistics from each process's part of the batch, so the result depends "
+                "on their number; with --norm instance it doesn't"
+            )
     weights = ", ".join(f"{name} {count_parameters(network):,}" for name, network in state.networks.items())
     run.say(f"Weights: {weights}")
 
@@ -330,8 +356,9 @@ def train(
         return 0
 
     def save_grids() -> None:
-        for name, grid in draw_samples(state, options).items():
-            run.save_grid(name, state.step, grid)
+        if rank() == 0:
+            for name, grid in draw_samples(state, options).items():
+                run.save_grid(name, state.step, grid)
 
     def save() -> None:
         nonlocal saved_step
@@ -347,7 +374,14 @@ def train(
         if state.step == 0:
             save_grids()
 
-        while state.step < total and stop.received is None:
+        stopped_by = 0
+        while state.step < total:
+            # Stop if a signal has come; several processes agree on it where they wait for each other anyway.
+            if count_processes() == 1 or state.step % options.log_step == 0:
+                stopped_by = agree(stop.received or 0, state.device)
+                if stopped_by:
+                    break
+
             # Set the learning rate of this step.
             lr = options.lr * LR_POLICIES[options.lr_policy](state.step / total)
             for optimizer in state.optimizers.values():
@@ -373,7 +407,8 @@ def train(
             # Draw what the networks make now, and warn of what goes wrong.
             if state.step % options.sample_every == 0 or state.step == total:
                 save_grids()
-                for kind, text in find_trouble(state, options, run.rows).items():
+                trouble = find_trouble(state, options, run.rows) if rank() == 0 else {}
+                for kind, text in trouble.items():
                     if kind not in state.warned:
                         run.say(f"Warning, iteration {state.step}: {text}")
                         state.warned.append(kind)
@@ -389,13 +424,14 @@ def train(
 
     # Say where everything is and how to go on.
     script = sys.argv[0] if os.path.basename(sys.argv[0]) == run.script else run.script
-    resume = f"python {shlex.quote(script)} --resume {shlex.quote(str(run.folder))}"
+    start = "python" if count_processes() == 1 else f"torchrun --nproc_per_node={count_processes()}"
+    resume = f"{start} {shlex.quote(script)} --resume {shlex.quote(str(run.folder))}"
     if state.step < total:
-        run.say(f"Stopped by {signal.Signals(stop.received).name} at iteration {state.step} of {total}. Go on with:")
+        run.say(f"Stopped by {signal.Signals(stopped_by).name} at iteration {state.step} of {total}. Go on with:")
         run.say(f"    {resume}")
     else:
         run.say(f"Finished {total} iterations: {run.folder}")
         run.say(f"    look at    {run.samples}" + (f" and {run.folder / 'losses.png'}" if run.has_losses() else ""))
         run.say(f"    compare    tensorboard --logdir {shlex.quote(str(run.folder.parent))}")
         run.say(f"    train on   {resume} --train_iters {2 * total}")
-    return 0 if state.step == total else 128 + stop.received
+    return 0 if state.step == total else 128 + stopped_by

@@ -1,4 +1,4 @@
-"""Small things that every other file may use: mistakes and exit codes, device, seeds, precision, files, grids."""
+"""Small things that every other file may use: mistakes and exit codes, processes, device, precision, files, grids."""
 
 import ctypes
 import json
@@ -7,10 +7,11 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 try:
@@ -23,6 +24,7 @@ except (ImportError, RuntimeError, OSError) as error:  # the compiled parts of t
     raise SystemExit(2) from None
 
 
+Result = TypeVar("Result")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -38,12 +40,17 @@ def run_main(main: Callable[[], int], prog: str) -> int:
     """Call `main` and return the exit code: its own, 2 after a UserError, 3 after NonFiniteError, 130 after Ctrl-C."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return main()
+        code = main()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        return code
     except UserError as error:
-        sys.stderr.write(f"{prog}: error: {' '.join(str(error).split())}\n")
+        if local_rank() == 0:  # the others make the same mistake
+            sys.stderr.write(f"{prog}: error: {' '.join(str(error).split())}\n")
         return 2
     except NonFiniteError as error:
-        sys.stderr.write(f"{prog}: stopped: {error}\n")
+        if local_rank() == 0:
+            sys.stderr.write(f"{prog}: stopped: {error}\n")
         return 3
     except OSError as error:  # a full disk, a missing permission: nothing that a traceback would explain better
         name = f"{error.filename}: " if error.filename else ""
@@ -56,6 +63,12 @@ def run_main(main: Callable[[], int], prog: str) -> int:
         )
         return 2
     except RuntimeError as error:
+        if dist.is_initialized() and _is_lost_connection(error):
+            sys.stderr.write(
+                f"{prog}: process {dist.get_rank()} lost the others: one of them has ended, and its message says why; "
+                "go on from the newest checkpoint with --resume\n"
+            )
+            return 1
         if "deterministic" not in str(error):
             raise
         sys.stderr.write(f"{prog}: error: {str(error).split('. ')[0]}; leave --deterministic out\n")
@@ -65,6 +78,97 @@ def run_main(main: Callable[[], int], prog: str) -> int:
         return 130
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# Several processes, as torchrun starts them. One process is the special case that does nothing here.
+
+
+def rank() -> int:
+    """Return the number of this process, from 0."""
+    return int(os.environ["RANK"]) if dist.is_torchelastic_launched() else 0
+
+
+def local_rank() -> int:
+    """Return the number of this process on its machine, from 0."""
+    return int(os.environ["LOCAL_RANK"]) if dist.is_torchelastic_launched() else 0
+
+
+def count_processes() -> int:
+    """Return how many processes share each batch."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def join_processes(device: torch.device, batch_size: int) -> None:
+    """Meet the other processes, if torchrun started several. Raises UserError if they can't share a batch evenly."""
+    count = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
+    if batch_size % count:
+        raise UserError(f"--batch_size: {batch_size} images can't be shared by {count} processes; use a multiple")
+    if count > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def my_part(batch: Tensor) -> Tensor:
+    """Return what this process works on of a batch (B, ...) that all have: (B / processes, ...)."""
+    share = len(batch) // count_processes()
+    return batch[rank() * share : (rank() + 1) * share]
+
+
+def whole_batch(part: Tensor) -> Tensor:
+    """Return the batch (B, ...) whose parts (B / processes, ...) the processes have. No gradient flows through."""
+    if count_processes() == 1:
+        return part
+    parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(count_processes())]
+    dist.all_gather(parts, part.detach().contiguous())
+    return torch.cat(parts)
+
+
+def average_over_processes(tensors: list[Tensor]) -> None:
+    """Replace each tensor by its mean over all processes."""
+    if count_processes() == 1:
+        return
+    together = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(together)
+    together /= count_processes()
+    for tensor, mean in zip(tensors, together.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
+
+
+def agree(number: int, device: torch.device) -> int:
+    """Return the largest of the numbers that the processes name."""
+    if count_processes() == 1:
+        return number
+    tensor = torch.tensor(number, device=device)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return int(tensor.item())
+
+
+def tell_all(value: Any) -> Any:
+    """Return what process 0 gave, in every process."""
+    if count_processes() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def first_locally(make: Callable[[], Result]) -> Result:
+    """Return what `make` makes in each process, after the first one on each machine has: it may leave files."""
+    if count_processes() == 1:
+        return make()
+    made = make() if local_rank() == 0 else None
+    dist.barrier()
+    return make() if made is None else made
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Whether a collective operation failed because another process has gone."""
+    text = str(error)
+    return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "Connection", "NCCL", "closed"))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Device, seeds, precision
+
+
 def choose_device(name: str) -> torch.device:
     """Return the device of `--device`: "auto" is CUDA, else MPS, else CPU. Raises UserError if it isn't there."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -72,6 +176,9 @@ def choose_device(name: str) -> torch.device:
         name = next(kind for kind, is_there in available.items() if is_there)
     if not available[name]:
         raise UserError(f"--device: {name} is not available on this machine; use --device auto")
+    if name == "cuda" and dist.is_torchelastic_launched():
+        torch.cuda.set_device(local_rank())
+        return torch.device("cuda", local_rank())
     return torch.device(name)
 
 
@@ -159,11 +266,19 @@ def choose_precision(amp: str, device: torch.device) -> Precision:
     return Precision(device.type, dtype, torch.amp.GradScaler(device.type, enabled=amp == "fp16"))
 
 
-def set_up(device: str, amp: str, seed: int, deterministic: bool) -> tuple[torch.device, Precision]:
-    """Choose device and precision by their flags and seed everything. Raises UserError for what isn't available."""
-    chosen = choose_device(device)
-    precision = choose_precision(amp, chosen)
-    seed_everything(seed, deterministic)
+def set_up(options: Any) -> tuple[torch.device, Precision]:
+    """Choose device and precision, meet the other processes, and seed all alike.
+
+    Args:
+        options: device, amp, batch_size, seed, deterministic.
+
+    Raises:
+        UserError: what isn't available, or a batch that can't be shared.
+    """
+    chosen = choose_device(options.device)
+    precision = choose_precision(options.amp, chosen)
+    join_processes(chosen, options.batch_size)
+    seed_everything(options.seed, options.deterministic)
     keep_freed_memory()
     return chosen, precision
 
@@ -172,10 +287,12 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.Gr
     """Take one step of `optimizer` down the gradient of `loss` (a scalar).
 
     Gradients are computed for this optimizer's parameters alone: a network that the loss merely passes through costs
-    no weight gradients and needs no freezing.
+    no weight gradients and needs no freezing. Of several processes each has its part of the batch, and the gradient is
+    the mean of theirs.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     scaler.scale(loss).backward(inputs=parameters)
+    average_over_processes([parameter.grad for parameter in parameters if parameter.grad is not None])
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)

@@ -31,7 +31,7 @@ from losses import GAN_MODES, has_won
 from models import DISCRIMINATORS, DCGenerator, in_one_pass
 from runs import Run
 from trainer import State, make_state, train
-from utils import descend, grid_columns, image_grid, run_main, set_up
+from utils import count_processes, descend, first_locally, grid_columns, image_grid, my_part, run_main, set_up
 
 # Panels of losses.png: title -> the losses that it shows.
 PANELS = {"": ["D_real", "D_fake", "D_total", "G"]}
@@ -77,7 +77,7 @@ def train_step(state: State, batch: dict[str, Tensor], options: VanillaOptions) 
 
     # Generate a batch of fakes. Both updates use it: D's without, G's with the way back through G.
     with state.precision.autocast():
-        z = sample_latents(len(real), options.noise_size, real.device)  # (B, noise_size, 1, 1)
+        z = my_part(sample_latents(len(real) * count_processes(), options.noise_size, real.device))  # (B, Z, 1, 1)
         fake = G(z)  # (B, 3, S, S)
 
     # Update D: minimize real(D(x)) + fake(D(G(z))); for LSGAN mean((D(x) - 1)^2) / 2 + mean(D(G(z))^2) / 2.
@@ -120,10 +120,10 @@ def main(request: VanillaOptions) -> int:
     """Train as the command line says; return the exit code."""
     # Find the run to go on with, if one is named: its options count. Choose the device and seed everything.
     run, options = Run.find(request, SCRIPT)
-    device, precision = set_up(options.device, options.amp, options.seed, options.deterministic)
+    device, precision = set_up(options)
 
     # Decode the images.
-    data = load_images(find_images(options), options, device)
+    data = first_locally(lambda: load_images(find_images(options), options, device))
     total = options.train_iters or data["images"].iterations(options.num_epochs)
 
     # Build the networks, with an optimizer each, and a moving average of G.

@@ -200,7 +200,17 @@ def test_discriminators_see_fakes_of_the_pools():
     """With a pool that returns something else, D_X and D_Y learn of that; G's update does not."""
     ours, theirs = make(PLAIN), make(PLAIN)
     batch = make_batch()
-    ours.pools = {"X": lambda fakes: torch.zeros_like(fakes), "Y": lambda fakes: torch.ones_like(fakes)}
+
+    class Fixed:
+        size = 4
+
+        def __init__(self, value):
+            self.value = value
+
+        def __call__(self, fakes):
+            return torch.full_like(fakes, self.value)
+
+    ours.pools = {"X": Fixed(0.0), "Y": Fixed(1.0)}
     D_X, D_Y = (copy.deepcopy(ours.networks[name]) for name in ("D_X", "D_Y"))
     losses, plain = train_step(ours, batch, PLAIN), train_step(theirs, batch, PLAIN)
     assert losses["G_adversarial"] == plain["G_adversarial"]

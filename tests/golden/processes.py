@@ -1,0 +1,59 @@
+"""What torchrun starts for test_processes.py: the same short trainings as one process takes, and wrong ones."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+
+import torch
+import torch.distributed as dist
+
+import data_loader
+import utils
+import vanilla_gan
+from options import parse_command_line
+from tests.conftest import MODULES, OPTIONS, TINY
+
+# A learning rate so small that the weights stay: differences of rounding can't grow, and the moments of Adam tell the
+# gradients of every step.
+COMMON = ["--train_iters=3", "--log_step=1", "--lr=1e-9", "--beta1=0.9", "--data_aug=deluxe", "--use_diffaug"]
+CASES = {
+    "vanilla": ("vanilla_gan.py", []),
+    "streamed": ("vanilla_gan.py", ["--cache_gb=0", "--num_workers=2"]),
+    "cycle": ("cycle_gan.py", ["--pool_size=5", "--use_cycle_consistency_loss", "--use_identity_loss"]),
+}
+
+
+def run(name: str, root: Path, *flags: str) -> int:
+    """Train one case of CASES in the folder root/name; return the exit code."""
+    script, own = CASES[name.partition("-")[0]]
+    data = root / ("photos" if script == "vanilla_gan.py" else "domains")
+    flags = [*TINY[script], *COMMON, *own, f"--data={data}", f"--checkpoint_dir={root}", f"--name={name}", *flags]
+    return MODULES[script].main(parse_command_line(OPTIONS[script], flags, script, ""))
+
+
+def resume(folder: Path, *flags: str) -> int:
+    return vanilla_gan.main(parse_command_line(OPTIONS["vanilla_gan.py"], [f"--resume={folder}", *flags], "", ""))
+
+
+def main(root: Path) -> None:
+    """Train every case, then wrong variants of the first, which the test has to reject."""
+    dist.init_process_group("gloo")
+    for name in CASES:
+        run(f"{name}-two", root)
+    resume(root / "vanilla-to_resume", "--train_iters=3")
+
+    right = utils.average_over_processes
+    utils.average_over_processes = lambda tensors: None
+    run("vanilla-not_averaged", root)
+    utils.average_over_processes = right
+    vanilla_gan.my_part = lambda batch: batch[: len(batch) // 2]
+    run("vanilla-same_noise", root)
+    vanilla_gan.my_part = utils.my_part
+    data_loader.my_part = lambda batch: batch[: len(batch) // 2]
+    run("vanilla-same_images", root)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))
