@@ -303,6 +303,9 @@ class ImageBatches:
         self._pool = ThreadPoolExecutor(num_workers or os.cpu_count())
         self._streamed: dict[tuple[int, bool], list[tuple[Path, Future]]] = {}  # images of a step, decoded or being so
 
+        self._chosen: Tensor | None = None  # places of the images of the next batch, int64 (B,) on the device
+        self._streamed_batch: Tensor | None = None  # uint8 (B, 3, R, R)
+
         # Decode everything once: to keep it, or else to know before training which files are readable.
         decoded = decode_all(files, self.stored_size, self._pool, self.is_cached, cache_dir)
         self.files, self.skipped, self._kept = decoded.files, decoded.skipped, decoded.kept
@@ -370,12 +373,25 @@ class ImageBatches:
 
         Of several processes each gets its part of the batch, or all of it if `whole`; the draws are the same.
         """
+        self.choose(step, whole)
+        return self.draw(whole)
+
+    def choose(self, step: int, whole: bool = False) -> None:
+        """Choose the images of batch `step` for `draw`, without waiting for the device."""
+        if not self.is_cached:
+            self._streamed_batch = self._next_streamed(step, whole).to(self.device, non_blocking=True)
+            return
+        places = self._places(step, whole)
+        if self._chosen is None or len(self._chosen) != len(places):
+            self._chosen = places.to(self.device)
+        else:  # where a CUDA graph looks for them
+            self._chosen.copy_(places.pin_memory() if self.device.type == "cuda" else places, non_blocking=True)
+
+    def draw(self, whole: bool = False) -> Tensor:
+        """Return the augmented batch that was chosen. Nothing here depends on the step but its images."""
         uniforms = torch.rand(self.batch_size, self.augmentation.uniforms, device=self.device)
         uniforms = uniforms if whole else my_part(uniforms)
-        if self.is_cached:
-            stored = self.images[self._places(step, whole).to(self.device, non_blocking=True)]
-        else:
-            stored = self._next_streamed(step, whole).to(self.device, non_blocking=True)  # uint8 (B, 3, R, R)
+        stored = self.images[self._chosen] if self.is_cached else self._streamed_batch  # uint8 (B, 3, R, R)
         return self.augmentation.apply(stored, self.image_size, uniforms)
 
     def _places(self, step: int, whole: bool) -> Tensor:

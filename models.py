@@ -610,6 +610,11 @@ class ImagePool(nn.Module):
         self.filled = 0
         self.register_buffer("images", torch.empty(0))  # (size, 3, H, W) once there are some
 
+    @property
+    def is_steady(self) -> bool:
+        """Whether `forward` does the same at every call from now on."""
+        return self.filled == self.size
+
     def get_extra_state(self) -> int:
         return self.filled
 
@@ -638,7 +643,7 @@ class ImagePool(nn.Module):
         if count == len(images):
             return images
         new = images[count:]
-        places = torch.randperm(self.size, device=images.device)[: len(new)]
+        places = torch.rand(self.size, device=images.device).argsort()[: len(new)]
         swap = torch.rand(len(new), 1, 1, 1, device=images.device) < 0.5
         old = self.images[places]
         self.images[places] = torch.where(swap, new, old)

@@ -49,7 +49,8 @@ class State:
         device: of the networks and of `sums`.
         pools: name -> module whose buffers the steps fill.
         step: number of steps taken.
-        sums: loss -> sum since the last row of losses.csv, on the device.
+        losses: names of the losses.
+        sums: of each loss since the last row of losses.csv, on the device.
         summed: number of steps in `sums`.
         recent: the losses of those steps that this process took, to find the step at fault; not in the checkpoint.
         warned: what was warned of, so that it is said once.
@@ -62,9 +63,10 @@ class State:
     device: torch.device
     pools: dict[str, nn.Module] = field(default_factory=dict)
     step: int = 0
-    sums: dict[str, Tensor] = field(default_factory=dict)
+    losses: list[str] = field(default_factory=list)
+    sums: Tensor | None = None
     summed: int = 0
-    recent: list[dict[str, Tensor]] = field(default_factory=list)
+    recent: list[Tensor] = field(default_factory=list)
     warned: list[str] = field(default_factory=list)
 
     def to_checkpoint(self) -> dict[str, Any]:
@@ -79,7 +81,7 @@ class State:
             "scaler": self.precision.scaler.state_dict(),
             "pools": {name: pool.state_dict() for name, pool in self.pools.items()},
             "warned": list(self.warned),
-            "sums": {name: value.cpu() for name, value in self.sums.items()},
+            "sums": {} if self.sums is None else dict(zip(self.losses, self.sums.cpu(), strict=True)),
             "summed": self.summed,
             "rng": rng,
         }
@@ -93,6 +95,7 @@ class State:
                 network.load_state_dict(checkpoint["ema"][name])
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(checkpoint["optimizers"][name])
+                make_capturable(optimizer, self.device)
             for name, pool in self.pools.items():
                 pool.load_state_dict(checkpoint["pools"][name])
         except (RuntimeError, ValueError, KeyError) as error:
@@ -100,7 +103,8 @@ class State:
             raise UserError(f"--resume: the checkpoint doesn't fit the options of its run ({reason})") from None
         if checkpoint["scaler"]:
             self.precision.scaler.load_state_dict(checkpoint["scaler"])
-        self.sums = {name: value.to(self.device) for name, value in checkpoint["sums"].items()}
+        self.losses = list(checkpoint["sums"])
+        self.sums = torch.stack(list(checkpoint["sums"].values())).to(self.device) if self.losses else None
         self.summed, self.step = checkpoint["summed"], checkpoint["step"]
         self.warned = list(checkpoint.get("warned", []))
         torch.set_rng_state(checkpoint["rng"]["cpu"])
@@ -120,29 +124,32 @@ class State:
         network.train(was_training)
         return outputs
 
-    def add_losses(self, losses: dict[str, Tensor]) -> None:
-        """Add the losses of one step to the sums, without waiting for the device."""
-        for name, value in losses.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+    def add_losses(self, losses: list[str], values: Tensor) -> None:
+        """Add the losses of one step, (number of losses,), to the sums, without waiting for the device."""
+        self.losses = losses
+        self.sums = values if self.sums is None else self.sums + values
         self.summed += 1
-        self.recent.append(losses)
+        self.recent.append(values)
 
     def clear_losses(self) -> None:
         """Begin new sums."""
-        self.sums, self.summed, self.recent = {}, 0, []
+        self.sums, self.summed, self.recent = None, 0, []
 
     def mean_losses(self) -> dict[str, float]:
         """Return the mean of each loss since the sums were last cleared. Raises NonFiniteError if one isn't finite.
 
         Waits for the device, and for the other processes.
         """
-        sums = torch.stack(list(self.sums.values())) if self.sums else torch.empty(0)
+        if self.sums is None:
+            return {}
+        sums = self.sums.clone()
         average_over_processes([sums])
-        means = {name: value / self.summed for name, value in zip(self.sums, sums.tolist(), strict=True)}
+        means = {name: value / self.summed for name, value in zip(self.losses, sums.tolist(), strict=True)}
         if not all(map(math.isfinite, means.values())):
             values = [(name, mean, self.step) for name, mean in means.items()]
             for step, losses in enumerate(reversed(self.recent)):  # the earliest of all comes to stand first
-                values = [(name, value.item(), self.step - step) for name, value in losses.items()] + values
+                named = zip(self.losses, losses.tolist(), strict=True)
+                values = [(name, value, self.step - step) for name, value in named] + values
             name, value, step = next(entry for entry in values if not math.isfinite(entry[1]))
             raise NonFiniteError(
                 f"the loss {name} became {value} at iteration {step}; no checkpoint was written since. Start a new run "
@@ -194,8 +201,28 @@ def make_state(
         )
         for group, names in groups.items()
     }
+    for optimizer in optimizers.values():
+        make_capturable(optimizer, device)
     pools = {name: pool.to(device) for name, pool in (pools or {}).items()}
     return State(networks, optimizers, averages, precision, device, pools)
+
+
+def make_capturable(optimizer: Optimizer, device: torch.device) -> None:
+    """Let a CUDA graph hold the steps of an optimizer: it reads the learning rate from the device. Else do nothing."""
+    for group in optimizer.param_groups:
+        group["capturable"] = device.type == "cuda"
+        lr = float(group["lr"])
+        group["lr"] = torch.tensor(lr, device=device) if device.type == "cuda" else lr
+
+
+def set_learning_rate(state: State, lr: float) -> None:
+    """Set the learning rate of every optimizer, in place where it lives on the device."""
+    for optimizer in state.optimizers.values():
+        for group in optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
 
 
 @torch.no_grad()
@@ -231,6 +258,111 @@ LR_POLICIES: dict[str, Callable[[float], float]] = {
     "linear": _linear,
     "cosine": _cosine,
 }
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Taking steps
+
+
+def why_no_graph(state: State, data: dict[str, Any], options: Any) -> str | None:
+    """Return why the steps of a run on CUDA are not replayed as a graph, or None if they are."""
+    reasons = {
+        "the images are streamed from disk": not all(images.is_cached for images in data.values()),
+        "several processes share the batches": count_processes() > 1,
+        "fp16 scales its gradients": state.precision.scaler.is_enabled(),
+        "--compile": options.compile,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def capture(take: Callable[[], Tensor], stream: torch.cuda.Stream) -> tuple[Callable[[], None], Tensor]:
+    """Record what `take` does on the device, without doing it, as a CUDA graph.
+
+    Args:
+        take: does the same work at every call, on tensors that stay where they are.
+        stream: on which `take` has been called before.
+
+    Returns:
+        A function that does the work, and the tensor in which it leaves what `take` returned.
+    """
+    graph = torch.cuda.CUDAGraph()  # it knows the default random generator and moves it on at every replay
+    with torch.cuda.graph(graph, stream=stream):
+        values = take()
+    return graph.replay, values
+
+
+class Steps:
+    """Takes the steps of a run: data, augmentation, updates of the networks, moving averages.
+
+    On CUDA a step of small networks is hundreds of short kernels, and to start each takes longer than to run it. So
+    after a few steps one is recorded, and from then on replayed with one call: the same kernels on the same memory.
+
+    Args:
+        say: gets a line if that can't be.
+    """
+
+    WARM_UP = 11  # steps before the recording, in which libraries choose their kernels
+
+    def __init__(
+        self, state: State, data: dict[str, Any], options: Any, train_step: Callable, say: Callable[[str], None]
+    ):
+        self.state, self.data, self.options, self.train_step, self.say = state, data, options, train_step, say
+        self.losses: list[str] = []
+        self.taken = 0
+        self.replay: Callable[[], None] | None = None
+        self.values: Tensor | None = None  # of the losses, where a replay leaves them
+        self.stream = torch.cuda.Stream(state.device) if state.device.type == "cuda" else None
+        if self.stream is not None and (reason := why_no_graph(state, data, options)) is not None:
+            say(f"No CUDA graph: {reason}")
+            self.stream = None
+
+    def take(self, lr: float) -> None:
+        """Take one step."""
+        set_learning_rate(self.state, lr)
+        for images in self.data.values():
+            images.choose(self.state.step)
+        if self.stream is not None and self.replay is None and self.taken >= self.WARM_UP:
+            self._record()
+        if self.replay is not None:
+            self.replay()
+            values = self.values.clone()  # the next replay overwrites them
+        elif self.stream is not None:
+            values = self._take_aside()
+        else:
+            values = self._take()
+        self.state.add_losses(self.losses, values)
+        self.state.step += 1
+        self.taken += 1
+
+    def _take(self) -> Tensor:
+        """Do the work of a step on the images chosen; return its losses, (number of losses,)."""
+        batch = {domain: images.draw() for domain, images in self.data.items()}
+        losses = self.train_step(self.state, batch, self.options)
+        update_averages(self.state, self.options.ema_decay)
+        self.losses = list(losses)
+        return torch.stack(list(losses.values()))
+
+    def _take_aside(self) -> Tensor:
+        """Do it on the stream of the recording to come, as PyTorch asks for."""
+        self.stream.wait_stream(torch.cuda.current_stream(self.state.device))
+        with torch.cuda.stream(self.stream):
+            values = self._take()
+        torch.cuda.current_stream(self.state.device).wait_stream(self.stream)
+        return values
+
+    def _record(self) -> None:
+        """Record a step, if everything that a step uses is in place."""
+        if not all(pool.is_steady for pool in self.state.pools.values()):
+            return
+        rng = torch.cuda.get_rng_state(self.state.device)
+        try:
+            self.replay, self.values = capture(self._take, self.stream)
+        except RuntimeError as error:
+            self.say(f"No CUDA graph: {' '.join(str(error).split('. ')[0].split())}")
+            self.stream = None
+            torch.cuda.set_rng_state(rng, self.state.device)
+            for optimizer in self.state.optimizers.values():
+                optimizer.zero_grad(set_to_none=True)
 
 
 class StopSignals:
@@ -369,6 +501,7 @@ def train(
     saved_step = run.resumed_step
     run.say(f"Training to iteration {total} in {run.folder}" + (f", from {state.step}" if state.step else ""))
     progress = Progress(run, state.step, total)
+    steps = Steps(state, data, options, train_step, run.say)
     with run, StopSignals() as stop, progress.bar:
         # Show what the untrained networks make.
         if state.step == 0:
@@ -382,18 +515,9 @@ def train(
                 if stopped_by:
                     break
 
-            # Set the learning rate of this step.
-            lr = options.lr * LR_POLICIES[options.lr_policy](state.step / total)
-            for optimizer in state.optimizers.values():
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-
             # Update the networks on one batch, then the moving averages.
-            batch = {domain: images.batch(state.step) for domain, images in data.items()}
-            losses = train_step(state, batch, options)
-            update_averages(state, options.ema_decay)
-            state.add_losses(losses)
-            state.step += 1
+            lr = options.lr * LR_POLICIES[options.lr_policy](state.step / total)
+            steps.take(lr)
             progress.advance()
 
             # Log the mean losses since the last row.

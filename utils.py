@@ -25,6 +25,7 @@ except (ImportError, RuntimeError, OSError) as error:  # the compiled parts of t
 
 
 Result = TypeVar("Result")
+_LESS_MEMORY = "lower --batch_size, --image_size, --cache_gb or the width of the networks"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -57,10 +58,8 @@ def run_main(main: Callable[[], int], prog: str) -> int:
         sys.stderr.write(f"{prog}: error: {name}{error.strerror or error}; mend it and use --resume or start again\n")
         return 2
     except torch.OutOfMemoryError as error:
-        reason = str(error).split(". ")[0]
-        sys.stderr.write(
-            f"{prog}: error: {reason}; lower --batch_size, --image_size, --cache_gb or the width of the networks\n"
-        )
+        reason = ". ".join(str(error).split(". ")[:2])  # that, and how much was asked
+        sys.stderr.write(f"{prog}: error: {reason}; {_LESS_MEMORY}\n")
         return 2
     except RuntimeError as error:
         if dist.is_initialized() and _is_lost_connection(error):
@@ -69,6 +68,10 @@ def run_main(main: Callable[[], int], prog: str) -> int:
                 "go on from the newest checkpoint with --resume\n"
             )
             return 1
+        if "can't allocate memory" in str(error):  # what a CPU says
+            asked = str(error).partition("you tried to allocate ")[2].partition(" ")[0]
+            sys.stderr.write(f"{prog}: error: out of memory, {asked} bytes were asked for; {_LESS_MEMORY}\n")
+            return 2
         if "deterministic" not in str(error):
             raise
         sys.stderr.write(f"{prog}: error: {str(error).split('. ')[0]}; leave --deterministic out\n")

@@ -131,7 +131,7 @@ def test_a_forgotten_pool_would_be_noticed(domains, tmp_path, monkeypatch):
 def forget_sums(load):
     def load_without_sums(self, checkpoint):
         load(self, checkpoint)
-        self.sums, self.summed = {}, 0
+        self.sums, self.summed = None, 0
 
     return load_without_sums
 

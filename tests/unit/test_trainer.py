@@ -79,7 +79,7 @@ def test_optimizer_takes_its_options():
 def test_mean_losses():
     state = state_of(nn.Linear(2, 2))
     for value in (1.0, 2.0, 6.0):
-        state.add_losses({"G": torch.tensor(value)})
+        state.add_losses(["G"], torch.tensor([value]))
         state.step += 1
     assert state.mean_losses() == {"G": 3.0}
 
@@ -88,14 +88,14 @@ def test_the_first_loss_that_is_no_number_is_named():
     """Not the first column, and not the last step: what came first."""
     state, nan = state_of(nn.Linear(2, 2)), float("nan")
     for losses in ((1.0, 2.0), (1.0, nan), (nan, nan), (nan, nan)):
-        state.add_losses({"D": torch.tensor(losses[0]), "cycle": torch.tensor(losses[1])})
+        state.add_losses(["D", "cycle"], torch.tensor(losses))
         state.step += 1
     with pytest.raises(NonFiniteError, match="the loss cycle became nan at iteration 2;"):
         state.mean_losses()
     state.clear_losses()
     assert state.mean_losses() == {} and state.recent == []
-    state.add_losses({"D": torch.tensor(3e38)})
-    state.add_losses({"D": torch.tensor(3e38)})  # finite each, but not their sum
+    state.add_losses(["D"], torch.tensor([3e38]))
+    state.add_losses(["D"], torch.tensor([3e38]))  # finite each, but not their sum
     with pytest.raises(NonFiniteError, match="the loss D became inf at iteration 4;"):
         state.mean_losses()
 
@@ -105,7 +105,7 @@ def test_state_survives_a_checkpoint():
     state, other = state_of(nn.Linear(2, 2)), state_of(nn.Linear(2, 2))
     state.networks["G"](torch.ones(1, 2)).sum().backward()
     state.optimizers["G"].step()
-    state.add_losses({"G": torch.tensor(1.5)})
+    state.add_losses(["G"], torch.tensor([1.5]))
     saved = {**state.to_checkpoint(), "step": 7}
     draw = torch.rand(3)
     other.load(saved)
