@@ -86,10 +86,12 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def command(script: Path, *arguments: str, env: dict[str, str] = os.environ, **kwargs) -> subprocess.CompletedProcess:
+def command(
+    script: Path, *arguments: str, launcher: list[str] = (), env: dict[str, str] = os.environ, **kwargs
+) -> subprocess.CompletedProcess:
     """Run a script of the project as a user does, without a terminal."""
     return subprocess.run(
-        [sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=120,
+        [sys.executable, *launcher, str(script), *arguments], capture_output=True, text=True, timeout=120,
         stdin=subprocess.DEVNULL, env={**env, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}, **kwargs,
     )  # fmt: skip
 

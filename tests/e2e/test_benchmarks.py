@@ -1,9 +1,12 @@
 """The scripts in benchmarks/."""
 
+import json
+import re
+
 import pytest
 import torch
 
-from benchmarks import toy_pairs
+from benchmarks import plain, speed, toy_pairs
 from data.toy_cats import ensure_toy_cats
 from tests.conftest import ROOT, command, train
 from utils import UserError
@@ -113,3 +116,69 @@ def test_toy_pairs_on_the_command_line(tmp_path):
     result = command(ROOT / "benchmarks" / "toy_pairs.py", str(tmp_path / "nowhere"), cwd=tmp_path)
     assert result.returncode == 2 and result.stdout == "" and result.stderr.count("\n") == 1
     assert "nowhere is no folder" in result.stderr
+
+
+# ---- Speed
+
+
+@pytest.fixture
+def speed_here(tmp_path, monkeypatch):
+    """The sides of a case measured in this process, on a few toy cats."""
+    root = ensure_toy_cats(tmp_path / "cats", 64, train=20, test=2)
+    monkeypatch.setattr(speed, "toy_cats", lambda size: root)
+    monkeypatch.setattr(speed, "measure_apart", speed.measure_here)
+
+
+def test_speed(speed_here, capsys):
+    flags = ["--case=DCGAN-64", "--seconds=0.1", "--rounds=2", "--device=cpu"]
+    assert speed.main([*flags, "--json"]) == 0
+    text = capsys.readouterr().out
+    result = json.loads(text[text.index("{\n") :])
+    [row] = result["cases"]
+    assert row["case"] == "DCGAN-64" and len(row["ratios"]) == 2 and "threads" in result["machine"]
+    assert row["ratio"] == pytest.approx(row["ours"]["rate"] / row["plain"]["rate"])
+    # Per batch of 16 D takes 0.856 GFLOP forward and G 0.869; the step needs 5 and 6 of D (less the first layer's
+    # gradients in D's update) and 3 of G (less that for z).
+    assert row["gflop"] == pytest.approx(9.34, rel=0.01)
+    assert row["share_of_floor"] == pytest.approx(row["ours"]["rate"] * row["gflop"] / row["gflops"])
+    assert all(0.1 < row[side]["rate"] < 100 and 200 < row[side]["memory_mb"] < 5000 for side in ("plain", "ours"))
+    assert speed.main(flags) == 0
+    cells = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
+    patterns = [
+        "DCGAN-64",
+        r"[\d.]+",
+        r"[\d.]+",
+        r"[\d.]+ \([\d.]+, [\d.]+\)",
+        r"9\.\d",
+        r"[\d.]+ at \d+",
+        r"\d+%",
+        r"\d+, \d+",
+    ]
+    assert all(re.fullmatch(pattern, cell) for pattern, cell in zip(patterns, cells, strict=True)), cells
+
+
+@pytest.mark.parametrize("case", speed.CASES)
+def test_the_plain_networks_are_ours(case, tmp_path, speed_here):
+    """Up to the bias that a norm would undo, and layers without weights."""
+    options = speed.read_options(case, torch.device("cpu"), str(tmp_path))
+    networks = speed.CASES[case][0].build_networks(options)
+    builders = {
+        "DCGAN-64": {"G": plain.dcgan_generator, "D": plain.dc_discriminator},
+        "CycleGAN-64": {"G_XtoY": plain.cycle_generator, "D_X": plain.patch_discriminator},
+        "CycleGAN-256": {"G_XtoY": plain.resnet_generator, "D_X": plain.patch70_discriminator},
+    }
+    for name, build in builders[case].items():
+        shapes = [[tuple(p.shape) for p in network.parameters()] for network in (networks[name], build())]
+        assert shapes[0] == shapes[1]
+    assert (options.lr, options.batch_size) == (5e-4, 1 if case == "CycleGAN-256" else 16)
+
+
+def test_speed_counts_after_a_warm_up(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(speed.time, "monotonic", lambda: now[0])
+    watch = speed.Stopwatch(8.0, torch.device("cpu"))
+    with pytest.raises(speed.Enough):
+        for step in range(100):
+            now[0] += 10.0 if step == 0 else 0.5  # the first step is slow
+            watch.tick()
+    assert watch.rate == pytest.approx(2.0)

@@ -1,4 +1,4 @@
-"""What torchrun starts for test_processes.py: the same short trainings as one process takes, and wrong ones."""
+"""What torchrun starts for test_shared_batches.py: the same short trainings as one process takes, and wrong ones."""
 
 import sys
 from pathlib import Path

@@ -91,6 +91,12 @@ def test_image_grid():
         (UserError("two\nlines"), 2),
         (OSError(28, "No space left on device", "checkpoint.pt"), 2),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has"), 2),
+        (
+            RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes. x"
+            ),
+            2,
+        ),
         (NonFiniteError("x"), 3),
         (KeyboardInterrupt(), 130),
     ],
@@ -102,6 +108,8 @@ def test_exit_codes(capsys, error, code):
     assert run_main(main, "prog") == code
     err = capsys.readouterr().err
     assert err.startswith("prog: ") and err.count("\n") == 1
+    if "allocate" in str(error):  # how much, and what to do
+        assert ("2 GiB" in err or "99 bytes" in err) and "lower --batch_size" in err
 
 
 def test_mismatched_torchvision_is_one_line(tmp_path):
