@@ -59,7 +59,7 @@ class Stopwatch:
     """Counts steps from the end of a warm-up until the time is over; then raises Enough.
 
     Args:
-        seconds: to measure. At least two steps warm up and three are counted, however long they take.
+        seconds: to measure. At least one step warms up and two are counted, however long they take.
     """
 
     def __init__(self, seconds: float, device: torch.device):
@@ -74,9 +74,9 @@ class Stopwatch:
         self.steps += 1
         now = time.monotonic()
         if self.started is None:
-            if now - self.first >= self.warm_up and self.steps >= 2:
+            if now - self.first >= self.warm_up:
                 self.started, self.steps = self._now(), 0
-        elif now - self.started >= self.seconds and self.steps >= 3:
+        elif now - self.started >= self.seconds and self.steps >= 2:
             self.rate = self.steps / (self._now() - self.started)
             raise Enough
 
@@ -213,9 +213,9 @@ def table(rows: list[dict[str, Any]], machine: str) -> str:
     for row in rows:
         key = "device_memory_mb" if "device_memory_mb" in row["ours"] else "memory_mb"
         lines.append(
-            f"| {row['case']} | {row['plain']['rate']:.2f} | {row['ours']['rate']:.2f} | {row['ratio']:.2f} "
+            f"| {row['case']} | {row['plain']['rate']:.3g} | {row['ours']['rate']:.3g} | {row['ratio']:.2f} "
             f"({', '.join(f'{ratio:.2f}' for ratio in row['ratios'])}) | {row['gflop']:.1f} "
-            f"| {row['floor_rate']:.2f} at {row['gflops']:.0f} | {row['share_of_floor']:.0%} "
+            f"| {row['floor_rate']:.3g} at {row['gflops']:.0f} | {row['share_of_floor']:.0%} "
             f"| {row['plain'][key]:.0f}, {row['ours'][key]:.0f} |"
         )
     return "\n".join(lines)
