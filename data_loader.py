@@ -308,7 +308,7 @@ class ImageBatches:
 
         # Decode everything once: to keep it, or else to know before training which files are readable.
         decoded = decode_all(files, self.stored_size, self._pool, self.is_cached, cache_dir)
-        self.files, self.skipped, self._kept = decoded.files, decoded.skipped, decoded.kept
+        self.files, self.skipped, self._source = decoded.files, decoded.skipped, decoded.source
         if not self.files:
             raise UserError(
                 f"{flag}: none of the {len(files)} images in {files[0].parent} is readable (first: {files[0].name}, "
@@ -333,8 +333,7 @@ class ImageBatches:
         """Return what was loaded, and what to know about it, as lines for the user."""
         place = f"in memory, {self.images.nbytes / 1e6:.0f} MB" if self.is_cached else "streamed from disk"
         lines = [f"{len(self)} images from {self.files[0].parent}, {self.stored_size}x{self.stored_size}, {place}"]
-        if self._kept is not None:
-            lines[0] += f"; kept decoded in {self._kept}"
+        lines[0] += self._source
         if self.test:
             lines.append(f"{len(self.test)} images to test on from {self.test[0].parent}")
         if self.skipped:

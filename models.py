@@ -238,7 +238,8 @@ class DownConv(nn.Conv2d):
         super().__init__(in_channels, out_channels, 4, stride=2, padding=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if _by_phases(x, self.in_channels) and x.requires_grad:
+        is_even = x.shape[2] % 2 == x.shape[3] % 2 == 0
+        if _by_phases(x, self.in_channels) and x.requires_grad and is_even:
             return _OfImage.apply(x, self.weight, self.bias)  # (B, out, H/2, W/2)
         return super().forward(x)
 

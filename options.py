@@ -125,6 +125,8 @@ class CommonOptions:
         "auto", "mixed precision; auto: bf16 where a GPU has it, else off", "Machine",
         choices=("auto", "off", "bf16", "fp16"))
     compile: bool = option(False, "torch.compile the networks (a minute at the start)", "Machine")
+    cuda_graph: bool = option(
+        True, "on CUDA, record a whole step once and replay it: the same result, faster", "Machine", resumable=True)
     deterministic: bool = option(False, "only deterministic kernels: the same run twice on one GPU", "Machine")
     # fmt: on
 

@@ -29,6 +29,7 @@ from utils import (
     average_over_processes,
     count_parameters,
     count_processes,
+    describe_launch,
     grid_columns,
     image_grid,
     rank,
@@ -70,10 +71,15 @@ class State:
     warned: list[str] = field(default_factory=list)
 
     def to_checkpoint(self) -> dict[str, Any]:
-        """Return everything as tensors and plain types, with the random generators of this moment."""
+        """Return everything as tensors and plain types, with the random generators of this moment.
+
+        Every process has to call it: the sums are the means over all.
+        """
         rng = {"cpu": torch.get_rng_state()}
         if self.device.type != "cpu":
             rng[self.device.type] = torch.get_device_module(self.device).get_rng_state()
+        sums = [] if self.sums is None else [self.sums.clone()]
+        average_over_processes(sums)
         return {
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
             "ema": {name: network.state_dict() for name, network in self.averages.items()},
@@ -81,7 +87,7 @@ class State:
             "scaler": self.precision.scaler.state_dict(),
             "pools": {name: pool.state_dict() for name, pool in self.pools.items()},
             "warned": list(self.warned),
-            "sums": {} if self.sums is None else dict(zip(self.losses, self.sums.cpu(), strict=True)),
+            "sums": dict(zip(self.losses, sums[0].cpu(), strict=True)) if sums else {},
             "summed": self.summed,
             "rng": rng,
         }
@@ -209,6 +215,7 @@ def make_state(
 
 def make_capturable(optimizer: Optimizer, device: torch.device) -> None:
     """Let a CUDA graph hold the steps of an optimizer: it reads the learning rate from the device. Else do nothing."""
+    optimizer._warned_capturable_if_run_uncaptured = True  # the first steps are not, and that is no mistake
     for group in optimizer.param_groups:
         group["capturable"] = device.type == "cuda"
         lr = float(group["lr"])
@@ -271,6 +278,7 @@ def why_no_graph(state: State, data: dict[str, Any], options: Any) -> str | None
         "several processes share the batches": count_processes() > 1,
         "fp16 scales its gradients": state.precision.scaler.is_enabled(),
         "--compile": options.compile,
+        "--no-cuda_graph": not options.cuda_graph,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
@@ -354,15 +362,11 @@ class Steps:
         """Record a step, if everything that a step uses is in place."""
         if not all(pool.is_steady for pool in self.state.pools.values()):
             return
-        rng = torch.cuda.get_rng_state(self.state.device)
         try:
             self.replay, self.values = capture(self._take, self.stream)
-        except RuntimeError as error:
-            self.say(f"No CUDA graph: {' '.join(str(error).split('. ')[0].split())}")
-            self.stream = None
-            torch.cuda.set_rng_state(rng, self.state.device)
-            for optimizer in self.state.optimizers.values():
-                optimizer.zero_grad(set_to_none=True)
+        except RuntimeError as error:  # the random generator is left in the middle of a recording: no way on from here
+            reason = " ".join(str(error).split(". ")[0].split())
+            raise UserError(f"--cuda_graph: a step can't be recorded ({reason}); use --no-cuda_graph") from None
 
 
 class StopSignals:
@@ -509,8 +513,8 @@ def train(
 
         stopped_by = 0
         while state.step < total:
-            # Stop if a signal has come; several processes agree on it where they wait for each other anyway.
-            if count_processes() == 1 or state.step % options.log_step == 0:
+            # Stop if a signal has come. Several processes agree on it, on GPUs where they wait for each other anyway.
+            if state.device.type == "cpu" or count_processes() == 1 or state.step % options.log_step == 0:
                 stopped_by = agree(stop.received or 0, state.device)
                 if stopped_by:
                     break
@@ -548,7 +552,7 @@ def train(
 
     # Say where everything is and how to go on.
     script = sys.argv[0] if os.path.basename(sys.argv[0]) == run.script else run.script
-    start = "python" if count_processes() == 1 else f"torchrun --nproc_per_node={count_processes()}"
+    start = "python" if count_processes() == 1 else describe_launch()
     resume = f"{start} {shlex.quote(script)} --resume {shlex.quote(str(run.folder))}"
     if state.step < total:
         run.say(f"Stopped by {signal.Signals(stopped_by).name} at iteration {state.step} of {total}. Go on with:")

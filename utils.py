@@ -1,6 +1,7 @@
 """Small things that every other file may use: mistakes and exit codes, processes, device, precision, files, grids."""
 
 import ctypes
+import datetime
 import json
 import os
 import signal
@@ -46,8 +47,9 @@ def run_main(main: Callable[[], int], prog: str) -> int:
             dist.destroy_process_group()
         return code
     except UserError as error:
-        if local_rank() == 0:  # the others make the same mistake
-            sys.stderr.write(f"{prog}: error: {' '.join(str(error).split())}\n")
+        if local_rank() == 0 or dist.is_initialized():  # before they have met, all make the same mistake
+            who = f" in process {rank()}" if rank() else ""
+            sys.stderr.write(f"{prog}: error{who}: {' '.join(str(error).split())}\n")
         return 2
     except NonFiniteError as error:
         if local_rank() == 0:
@@ -100,13 +102,21 @@ def count_processes() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def describe_launch() -> str:
+    """Return how torchrun was called, as far as it says."""
+    local = int(os.environ["LOCAL_WORLD_SIZE"])
+    nodes = count_processes() // local
+    return "torchrun " + (f"--nnodes={nodes} --rdzv... " if nodes > 1 else "") + f"--nproc_per_node={local}"
+
+
 def join_processes(device: torch.device, batch_size: int) -> None:
     """Meet the other processes, if torchrun started several. Raises UserError if they can't share a batch evenly."""
     count = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
     if batch_size % count:
         raise UserError(f"--batch_size: {batch_size} images can't be shared by {count} processes; use a multiple")
     if count > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        hour = datetime.timedelta(hours=1)  # one may have to wait while another decodes all images
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=hour)
 
 
 def my_part(batch: Tensor) -> Tensor:
@@ -126,7 +136,7 @@ def whole_batch(part: Tensor) -> Tensor:
 
 def average_over_processes(tensors: list[Tensor]) -> None:
     """Replace each tensor by its mean over all processes."""
-    if count_processes() == 1:
+    if count_processes() == 1 or not tensors:
         return
     together = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(together)
@@ -180,6 +190,8 @@ def choose_device(name: str) -> torch.device:
     if not available[name]:
         raise UserError(f"--device: {name} is not available on this machine; use --device auto")
     if name == "cuda" and dist.is_torchelastic_launched():
+        if local_rank() >= torch.cuda.device_count():
+            raise UserError(f"--nproc_per_node: more than the {torch.cuda.device_count()} GPUs here; use as many")
         torch.cuda.set_device(local_rank())
         return torch.device("cuda", local_rank())
     return torch.device(name)
@@ -208,7 +220,8 @@ def keep_freed_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 2**30)
+        if not mallopt(_M_MMAP_THRESHOLD, 2**30):
+            mallopt(_M_MMAP_THRESHOLD, 2**25)  # the most that older ones take
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 

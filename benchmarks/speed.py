@@ -6,9 +6,10 @@
 
 For each case the plain code of plain.py (A) and this project's own command with its logs, grids and checkpoints (B)
 train on the toy cats in turn, A B A B, each in a process of its own. Printed are the medians of the iterations a second
-after a warm-up, their ratio, and the peak memory of the process. The floor is what a step would take if all its
-arithmetic ran at the speed of a large fp32 matrix product, which is measured after each pair: the floating-point
-operations are those of the project's step, which needs fewer than the plain one. Nothing else should run meanwhile.
+after a warm-up, the median of the ratios of the rounds, and the peak memory. The floor is what a step would take if
+all its arithmetic ran at the speed of a large fp32 matrix product, which is measured after each pair: the
+floating-point operations are those of the project's step, which needs fewer than the plain one. Nothing else should run
+meanwhile.
 """
 
 import argparse
@@ -181,7 +182,7 @@ def describe_machine(device: torch.device) -> str:
         lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
         model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
         capability = torch.backends.cpu.get_cpu_capability()
-        name = f"{model or platform.processor()}, {torch.get_num_threads()} threads, {capability}"
+        name = f"{model or platform.processor()}, {torch.get_num_threads()} thread(s), {capability}"
     return f"{name}; torch {torch.__version__}, Python {platform.python_version()}"
 
 
@@ -195,7 +196,7 @@ def summarize(case: str, results: dict[str, list[dict[str, float]]]) -> dict[str
     ratios = [ours["rate"] / plain["rate"] for ours, plain in zip(results["ours"], results["plain"], strict=True)]
     return {
         "case": case, "plain": median["plain"], "ours": median["ours"],
-        "ratio": median["ours"]["rate"] / median["plain"]["rate"], "ratios": ratios,
+        "ratio": statistics.median(ratios), "ratios": ratios,
         "gflop": median["floor"]["operations"] / 1e9, "gflops": median["floor"]["operations_per_second"] / 1e9,
         "floor_rate": floor, "share_of_floor": median["ours"]["rate"] / floor,
     }  # fmt: skip
@@ -249,6 +250,8 @@ def main(arguments: list[str]) -> int:
                 rounds.append(measure_apart(side, case, options.seconds, device))
         rows.append(summarize(case, results))
     machine = describe_machine(device)
+    if any(row["share_of_floor"] > 1 for row in rows) and device.type == "cpu":
+        sys.stderr.write("Warning: faster than the floor: something else was running, and the figures mean nothing\n")
     print(json.dumps({"machine": machine, "cases": rows}, indent=2) if options.json else table(rows, machine))
     return 0
 

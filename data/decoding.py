@@ -76,20 +76,27 @@ class Decoded(NamedTuple):
         images: uint8 (N, 3, R, R) of the readable files, in their order; N is 0 if they were only tried.
         files: the readable files.
         skipped: unreadable file -> what is wrong with it.
-        kept: the folder that keeps them for the next run, if one does.
+        source: how they came, for the user, if it took long or an earlier run had them.
     """
 
     images: Tensor
     files: list[Path]
     skipped: dict[Path, str]
-    kept: Path | None = None
+    source: str = ""
 
 
-def _key(files: Sequence[Path], size: int, keep: bool) -> str:
-    """Return a name for the decoded files: other files, sizes, times or another Pillow have another."""
+def _key(files: Sequence[Path], size: int, keep: bool) -> tuple[str, str]:
+    """Return names for the decoded files.
+
+    Returns:
+        One for the folder, size and kind, and one that is another for other files, sizes, times or another Pillow.
+    """
     stats = [(path.name, stat.st_size, stat.st_mtime_ns) for path in files for stat in [path.stat()]]
-    content = [_CACHE_VERSION, PIL.__version__, str(files[0].parent.resolve()), size, keep, stats]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+    what = [str(files[0].parent.resolve()), size, keep]
+    hashes = [
+        hashlib.sha256(json.dumps(content).encode()) for content in (what, [_CACHE_VERSION, PIL.__version__, stats])
+    ]
+    return hashes[0].hexdigest()[:16], hashes[1].hexdigest()[:32]
 
 
 def _read_cache(folder: Path, key: str, files: Sequence[Path], size: int) -> Decoded | None:
@@ -98,19 +105,22 @@ def _read_cache(folder: Path, key: str, files: Sequence[Path], size: int) -> Dec
         skipped = json.loads((folder / f"{key}.json").read_text(encoding="utf-8"))["skipped"]
         # Copy-on-write: torch wants arrays that may be written to.
         images = np.load(folder / f"{key}.npy", mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, KeyError, TypeError):
+        readable = [path for path in files if path.name not in skipped]
+        fits = images.dtype == np.uint8 and images.shape in ((len(readable), 3, size, size), (0, 3, size, size))
+    except Exception:  # NumPy has no one exception for a damaged file
         return None
-    readable = [path for path in files if path.name not in skipped]
-    if images.dtype != np.uint8 or images.shape not in ((len(readable), 3, size, size), (0, 3, size, size)):
+    if not fits:
         return None
     skipped = {path: skipped[path.name] for path in files if path.name in skipped}
-    return Decoded(torch.from_numpy(images), readable, skipped, folder)
+    return Decoded(torch.from_numpy(images), readable, skipped, f"; decoded before, in {folder}")
 
 
-def _write_cache(folder: Path, key: str, decoded: Decoded) -> bool:
-    """Keep what was decoded; return whether there was room for it."""
+def _write_cache(folder: Path, key: str, decoded: Decoded, outdated: str) -> bool:
+    """Keep what was decoded in place of what has names that begin with `outdated`; return whether there was room."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob(f"{outdated}*"):
+            path.unlink()
         write_whole(folder / f"{key}.npy", lambda file: np.save(file, decoded.images.numpy(), allow_pickle=False))
         write_json(folder / f"{key}.json", {"skipped": {path.name: text for path, text in decoded.skipped.items()}})
     except OSError:
@@ -130,7 +140,8 @@ def decode_all(
     """
     if not files:
         return Decoded(torch.empty(0, 3, size, size, dtype=torch.uint8), [], {})
-    key = _key(files, size, keep)
+    what, which = _key(files, size, keep)
+    key = f"{what}-{which}"
     if cache is not None and (decoded := _read_cache(cache, key, files, size)) is not None:
         return decoded
     started = time.monotonic()
@@ -154,6 +165,8 @@ def decode_all(
         for i, place in enumerate(places):  # one by one: there may be no room for a second copy
             images[i] = images[place]
     decoded = Decoded(images[: len(places)] if keep else images, [files[place] for place in places], skipped)
-    if cache is not None and time.monotonic() - started > _CACHE_SECONDS:
-        decoded = decoded._replace(kept=cache if _write_cache(cache, key, decoded) else None)
+    seconds = time.monotonic() - started
+    if cache is not None and seconds > _CACHE_SECONDS:
+        kept = f", kept in {cache}" if _write_cache(cache, key, decoded, outdated=what) else ""
+        decoded = decoded._replace(source=f"; decoded in {seconds:.0f} s{kept}")
     return decoded

@@ -135,8 +135,9 @@ def test_speed(speed_here, capsys):
     text = capsys.readouterr().out
     result = json.loads(text[text.index("{\n") :])
     [row] = result["cases"]
-    assert row["case"] == "DCGAN-64" and len(row["ratios"]) == 2 and "threads" in result["machine"]
-    assert row["ratio"] == pytest.approx(row["ours"]["rate"] / row["plain"]["rate"])
+    assert row["case"] == "DCGAN-64" and len(row["ratios"]) == 2 and "thread(s)" in result["machine"]
+    assert row["ratio"] == pytest.approx(sum(row["ratios"]) / 2), "the median of two"
+    assert min(row["ratios"]) / 2 < row["ours"]["rate"] / row["plain"]["rate"] < 2 * max(row["ratios"])
     # Per batch of 16 D takes 0.856 GFLOP forward and G 0.869; the step needs 5 and 6 of D (less the first layer's
     # gradients in D's update) and 3 of G (less that for z).
     assert row["gflop"] == pytest.approx(9.34, rel=0.01)

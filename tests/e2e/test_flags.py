@@ -80,6 +80,7 @@ ELSEWHERE = {
     "device": "tests/unit/test_utils.py",
     "amp": "test_amp",
     "compile": "tests/unit/test_trainer.py",
+    "cuda_graph": "tests/golden/test_graph.py",
     "deterministic": "test_deterministic",
 }
 

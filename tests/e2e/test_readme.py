@@ -44,7 +44,7 @@ def results(project):
             launcher = ["-m", "torch.distributed.run", "--standalone", arguments.pop(0)]
         script, *arguments = arguments
         if script.startswith("benchmarks/"):
-            return line, command(project / script, *arguments, "--seconds=0.1", cwd=project)
+            return line, command(project / script, *arguments, "--seconds=0.1", "--rounds=1", cwd=project)
         if "list" not in arguments:
             resumed = arguments[arguments.index("--resume") + 1] if "--resume" in arguments else "none"
             extra = [f"--train_iters={2 + len(list((project / resumed).glob('checkpoint-*.pt')))}"]

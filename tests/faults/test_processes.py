@@ -60,17 +60,17 @@ def test_one_process_dies(start, tmp_path):
     assert FinishedRun(tmp_path / "run").steps("checkpoint-*.pt")[-1] == step + 2
 
 
-def test_all_are_told_to_stop(start, tmp_path):
+def test_one_is_told_to_stop(start, tmp_path):
     process = start("--checkpoint_every=1000000")
     deadline = time.monotonic() + 60
     while not (tmp_path / "run" / "losses.csv").exists():
         assert time.monotonic() < deadline, "no row"
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    os.kill(workers(process)[1], signal.SIGTERM)  # the other learns of it
     output, error = process.communicate(timeout=60)
     run = FinishedRun(tmp_path / "run")
     [step] = run.steps("checkpoint-*.pt")
-    assert step % 5 == 0 and run.checkpoint(step)["step"] == step, "where both had logged"
+    assert run.checkpoint(step)["step"] == step
     assert f"Stopped by SIGTERM at iteration {step}" in output and "torchrun --nproc_per_node=2" in output
     assert "lost the others" not in error
 

@@ -19,6 +19,7 @@ from tests.conftest import MODULES, OPTIONS, TINY
 COMMON = ["--train_iters=3", "--log_step=1", "--lr=1e-9", "--beta1=0.9", "--data_aug=deluxe", "--use_diffaug"]
 CASES = {
     "vanilla": ("vanilla_gan.py", []),
+    "sums": ("vanilla_gan.py", ["--log_step=3", "--checkpoint_every=1"]),
     "streamed": ("vanilla_gan.py", ["--cache_gb=0", "--num_workers=2"]),
     "cycle": ("cycle_gan.py", ["--pool_size=5", "--use_cycle_consistency_loss", "--use_identity_loss"]),
 }
@@ -42,6 +43,11 @@ def main(root: Path) -> None:
     for name in CASES:
         run(f"{name}-two", root)
     resume(root / "vanilla-to_resume", "--train_iters=3")
+    for step in (2, 3):
+        if dist.get_rank() == 0:
+            (root / "sums-two" / f"checkpoint-{step:06d}.pt").unlink()
+    dist.barrier()
+    resume(root / "sums-two", "--train_iters=3")
 
     right = utils.average_over_processes
     utils.average_over_processes = lambda tensors: None

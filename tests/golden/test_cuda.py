@@ -49,6 +49,11 @@ def test_resume_is_exact_with_deterministic(script, images_of, tmp_path):
 
 
 def test_out_of_memory_is_one_line(photos, tmp_path, capsys):
-    code = train(f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--device=cuda", "--conv_dim=100000")
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(1e-3)
+    try:
+        code = train(f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--device=cuda", "--batch_size=100000")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
     error = capsys.readouterr().err
     assert code == 2 and error.count("\n") == 1 and "Tried to allocate" in error and "--batch_size" in error

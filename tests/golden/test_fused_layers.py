@@ -123,6 +123,12 @@ def test_down_conv_equals_pytorch(c_out, c_in):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+def test_down_conv_of_odd_sizes():
+    images = torch.zeros(1, 3, 9, 7, requires_grad=True)
+    DownConv(3, 8, bias=True)(images).sum().backward()
+    assert images.grad.shape == images.shape
+
+
 @pytest.mark.parametrize("wrong", ["rows and columns", "not flipped"])
 def test_wrong_phases_are_rejected(monkeypatch, wrong):
     """The comparisons above see it if the taps of the phases are mixed up, in the result and in the gradient."""

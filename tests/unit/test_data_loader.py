@@ -277,12 +277,19 @@ def test_the_second_start_decodes_nothing(photos, domains, cache, cache_gb):
         decoded == [] and torch.equal(first.images, second.images) and first.images.shape[0] == (9 if cache_gb else 0)
     )
     assert (first.files, first.skipped, first.test) == (second.files, second.skipped, second.test)
-    assert f"kept decoded in {folder}" in first.describe()[0] and first.describe() == second.describe()
+    assert first.describe()[0].endswith(f"; decoded in 0 s, kept in {folder}")
+    assert (
+        second.describe()[0].endswith(f"; decoded before, in {folder}")
+        and first.describe()[1:] == second.describe()[1:]
+    )
     assert torch.equal(*(torch.manual_seed(0) and data.batch(3) for data in (first, second)))
     assert {path.suffix for path in folder.iterdir()} == {".npy", ".json"}
 
 
-@pytest.mark.parametrize("change", ["other time", "other content", "one more", "other size", "damaged", "cut", "text"])
+@pytest.mark.parametrize(
+    "change",
+    ["other time", "other content", "one more", "other size", "damaged", "cut", "text", "empty", "null", "header"],
+)
 def test_what_makes_it_decode_anew(photos, cache, change):
     folder, decoded = cache
     batches(list_images(photos), cache_dir=folder)
@@ -302,12 +309,19 @@ def test_what_makes_it_decode_anew(photos, cache, change):
         image_size = 64
     elif change == "damaged":
         kept.write_bytes(b"x" * 1000)
+    elif change == "empty":
+        kept.write_bytes(b"")
+    elif change == "header":
+        kept.write_bytes(kept.read_bytes()[:10] + b"(((" + kept.read_bytes()[13:])
+    elif change == "null":
+        kept.with_suffix(".json").write_text('{"skipped": null}')
     elif change == "cut":
         kept.write_bytes(kept.read_bytes()[:-1])
     else:
         kept.with_suffix(".json").write_text("[]")
     images = batches(list_images(photos), image_size=image_size, cache_dir=folder)
     assert len(decoded) == 10 + (change == "one more")
+    assert len(list(folder.glob("*.npy"))) == (2 if change == "other size" else 1), "what is out of date goes"
     for path, image in zip(images.files, images.images, strict=True):
         assert torch.equal(image, decode(path, image_size))
 
@@ -316,7 +330,7 @@ def test_no_room_for_the_cache_is_no_mistake(photos, cache):
     folder, decoded = cache
     folder.write_text("a file")
     for _ in range(2):
-        assert "kept" not in batches(list_images(photos), cache_dir=folder).describe()[0]
+        assert "kept in" not in batches(list_images(photos), cache_dir=folder).describe()[0]
     assert len(decoded) == 20
 
 

@@ -1,6 +1,8 @@
 """The import graph of the project: imports point down the list of DESIGN, section 2."""
 
 import ast
+import subprocess
+import sys
 
 import pytest
 
@@ -53,3 +55,11 @@ def test_a_wrong_import_is_seen():
 def test_trainer_knows_no_gan_word():
     words = set(ast.unparse(ast.parse((ROOT / "trainer.py").read_text())).lower().replace("_", " ").split())
     assert not words & {"generator", "discriminator", "fake", "latent", "latents", "cycle", "adversarial"}
+
+
+def test_nothing_is_imported_that_a_run_may_not_use():
+    """Each takes its time; a run imports them when it draws, logs, or computes an SSIM."""
+    code = "import sys, vanilla_gan, cycle_gan; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"matplotlib", "tensorboard", "torchmetrics", "imageio"} & set(found.stdout.split())
+    assert "torchvision" in found.stdout.split()

@@ -225,7 +225,7 @@ def test_options_are_frozen():
 
 RESUMABLE = {
     "data", "name", "checkpoint_dir", "resume", "cache_gb", "num_workers", "train_iters", "num_epochs",
-    "log_step", "sample_every", "checkpoint_every", "device",
+    "log_step", "sample_every", "checkpoint_every", "device", "cuda_graph",
 }  # fmt: skip
 
 
