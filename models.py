@@ -31,7 +31,7 @@ class InstanceNorm(nn.InstanceNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.group_norm(x, x.shape[1]) if x.device.type == "cpu" else super().forward(x)
+        return F.group_norm(x, x.shape[1], eps=self.eps) if x.device.type == "cpu" else super().forward(x)
 
 
 NORMS = {
@@ -231,15 +231,15 @@ UPSAMPLES = {
 }
 
 
-class DownConv(nn.Conv2d):
-    """Convolution k4 s2 p1: (B, in, H, W) -> (B, out, H/2, W/2)."""
+class Conv4x4(nn.Conv2d):
+    """Convolution k4 p1: (B, in, H, W) -> (B, out, H/2, W/2), or (B, out, H - 1, W - 1) with a stride of 1."""
 
-    def __init__(self, in_channels: int, out_channels: int, bias: bool):
-        super().__init__(in_channels, out_channels, 4, stride=2, padding=1, bias=bias)
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 2, *, bias: bool):
+        super().__init__(in_channels, out_channels, 4, stride, padding=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        is_even = x.shape[2] % 2 == x.shape[3] % 2 == 0
-        if _by_phases(x, self.in_channels) and x.requires_grad and is_even:
+        halves = self.stride == (2, 2) and x.shape[2] % 2 == x.shape[3] % 2 == 0
+        if _by_phases(x, self.in_channels) and x.requires_grad and halves:
             return _OfImage.apply(x, self.weight, self.bias)  # (B, out, H/2, W/2)
         return super().forward(x)
 
@@ -423,7 +423,7 @@ class CycleGenerator(_Translator):
         up = _lookup(UPSAMPLES, upsample, "upsample")
         widths = [conv_dim * 2**i for i in range(n_downsample)]  # c, 2c, ...
         stages = [
-            *_chain(DownConv, [3, *widths], norm=norm),  # (B, 2c, H/4, W/4)
+            *_chain(Conv4x4, [3, *widths], norm=norm),  # (B, 2c, H/4, W/4)
             *[ResidualBlock(SameConv, widths[-1], res_block_convs, norm) for _ in range(n_res_blocks)],
             *_chain(up, widths[::-1], norm=norm),  # (B, c, H/2, W/2)
             up(conv_dim, 3, bias=True),  # (B, 3, H, W)
@@ -512,9 +512,7 @@ class _Discriminator(nn.Module):
         widths = [3] + [conv_dim * min(8, 2**i) for i in range(len(strides))]
         norms = [first_norm or norm] + [norm] * (len(strides) - 1)
         stages = [
-            ConvStage(DownConv, c_in, c_out, norm=name, activation=activation)  # (B, c_out, H/2, W/2)
-            if stride == 2
-            else ConvStage(nn.Conv2d, c_in, c_out, 4, stride, 1, norm=name, activation=activation)
+            ConvStage(Conv4x4, c_in, c_out, stride, norm=name, activation=activation)  # (B, c_out, H/2, W/2)
             for (c_in, c_out), stride, name in zip(pairwise(widths), strides, norms, strict=True)
         ]
         self.layers = nn.Sequential(*stages, nn.Conv2d(widths[-1], 1, 4, last_stride, last_padding))

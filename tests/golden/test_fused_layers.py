@@ -7,9 +7,9 @@ from torch import nn
 
 import models
 from models import (
+    Conv4x4,
     DCGenerator,
     Deconv,
-    DownConv,
     InstanceNorm,
     LatentConv,
     UpConv,
@@ -92,40 +92,42 @@ def test_merged_kernel_of_ones_counts_the_shared_taps():
 CHANNELS = [(5, 3), (5, 4), (2, 7)]  # up to 4 channels of the image go by phases
 
 
-@pytest.mark.parametrize("c_in, c_out", CHANNELS)
+# Layer of ours -> the function of PyTorch that it equals, and the shape of its kernel for channels (in, out).
+BY_PHASES = {
+    Deconv: (F.conv_transpose2d, lambda c_in, c_out: (c_in, c_out, 4, 4)),
+    Conv4x4: (F.conv2d, lambda c_in, c_out: (c_out, c_in, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("kind", BY_PHASES)
+@pytest.mark.parametrize("c_in, c_out", [*CHANNELS, *[(b, a) for a, b in CHANNELS]])
+def test_layers_next_to_the_image_equal_pytorchs(kind, c_in, c_out):
+    function, shape = BY_PHASES[kind]
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (
+        torch.randn(s, generator=generator, dtype=torch.float64)
+        for s in ((2, c_in, 8, 6), shape(c_in, c_out), (c_out,))
+    )
+    layer = kind(c_in, c_out, bias=True).double()
+    ours = gradients(lambda x, w, b: torch.func.functional_call(layer, {"weight": w, "bias": b}, x), x, weight, bias)
+    plain = gradients(lambda x, w, b: function(x, w, b, 2, 1), x, weight, bias)
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_deconv_equals_pytorch(c_in, c_out, has_bias):
+def test_phases_equal_pytorchs_transposed_convolution(has_bias):
     generator = torch.Generator().manual_seed(0)
-    x, weight, bias = (
-        torch.randn(s, generator=generator, dtype=torch.float64)
-        for s in ((2, c_in, 4, 6), (c_in, c_out, 4, 4), (c_out,))
-    )
-    layer = Deconv(c_in, c_out, bias=True).double()
-    ours = gradients(lambda x, w, b: torch.func.functional_call(layer, {"weight": w, "bias": b}, x), x, weight, bias)
-    plain = gradients(lambda x, w, b: F.conv_transpose2d(x, w, b, 2, 1), x, weight, bias)
-    for a, b in zip(ours, plain, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-    phases = transposed_conv_by_phases(x, weight, bias if has_bias else None)
-    torch.testing.assert_close(phases, F.conv_transpose2d(x, weight, bias if has_bias else None, 2, 1))
+    shapes = (2, 5, 4, 6), (5, 3, 4, 4), (3,)
+    x, weight, bias = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    bias = bias if has_bias else None
+    phases = transposed_conv_by_phases(x, weight, bias)
+    torch.testing.assert_close(phases, F.conv_transpose2d(x, weight, bias, 2, 1), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("c_out, c_in", CHANNELS)
-def test_down_conv_equals_pytorch(c_out, c_in):
-    generator = torch.Generator().manual_seed(0)
-    x, weight, bias = (
-        torch.randn(s, generator=generator, dtype=torch.float64)
-        for s in ((2, c_in, 8, 6), (c_out, c_in, 4, 4), (c_out,))
-    )
-    layer = DownConv(c_in, c_out, bias=True).double()
-    ours = gradients(lambda x, w, b: torch.func.functional_call(layer, {"weight": w, "bias": b}, x), x, weight, bias)
-    plain = gradients(lambda x, w, b: F.conv2d(x, w, b, 2, 1), x, weight, bias)
-    for a, b in zip(ours, plain, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-
-
-def test_down_conv_of_odd_sizes():
+def test_images_of_odd_sizes():
     images = torch.zeros(1, 3, 9, 7, requires_grad=True)
-    DownConv(3, 8, bias=True)(images).sum().backward()
+    Conv4x4(3, 8, bias=True)(images).sum().backward()
     assert images.grad.shape == images.shape
 
 
@@ -135,10 +137,9 @@ def test_wrong_phases_are_rejected(monkeypatch, wrong):
     right = models.transposed_conv_by_phases
     twist = {"rows and columns": lambda k: k.transpose(2, 3), "not flipped": lambda k: k.flip(2, 3)}[wrong]
     monkeypatch.setattr(models, "transposed_conv_by_phases", lambda x, kernel, bias: right(x, twist(kernel), bias))
-    with pytest.raises(AssertionError):
-        test_deconv_equals_pytorch(5, 3, True)
-    with pytest.raises(AssertionError):
-        test_down_conv_equals_pytorch(5, 3)
+    for kind, c_in, c_out in ((Deconv, 5, 3), (Conv4x4, 3, 5)):
+        with pytest.raises(AssertionError):
+            test_layers_next_to_the_image_equal_pytorchs(kind, c_in, c_out)
 
 
 def test_the_layers_next_to_the_image_go_by_phases(monkeypatch):
@@ -150,7 +151,7 @@ def test_the_layers_next_to_the_image_go_by_phases(monkeypatch):
         layer(torch.zeros(1, 8, 4, 4))
         assert len(called) == expected
     images = torch.zeros(1, 3, 4, 4, requires_grad=True)
-    DownConv(3, 8, bias=True)(images).sum().backward()
+    Conv4x4(3, 8, bias=True)(images).sum().backward()
     assert len(called) == 1, "the gradient for the image"
 
 

@@ -11,8 +11,8 @@ from models import (
     INITS,
     NORMS,
     UPSAMPLES,
+    Conv4x4,
     DCGenerator,
-    DownConv,
     ImagePool,
     InstanceNorm,
     PaperDeconv,
@@ -76,7 +76,7 @@ def test_cycle_generators_of_the_design():
         return [(type(conv), conv.in_channels, conv.out_channels, conv.kernel_size[0]) for conv in convs(network)]
 
     assert kinds(GENERATORS["cycle"]()) == [
-        (DownConv, 3, 32, 4), (DownConv, 32, 64, 4), *[(SameConv, 64, 64, 3)] * 3, (UpConv, 64, 32, 3),
+        (Conv4x4, 3, 32, 4), (Conv4x4, 32, 64, 4), *[(SameConv, 64, 64, 3)] * 3, (UpConv, 64, 32, 3),
         (UpConv, 32, 3, 3),
     ]  # fmt: skip
     summer2winter = GENERATORS["cycle"](64, 6, 3, 2, "batch", "deconv")
