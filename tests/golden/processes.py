@@ -1,6 +1,7 @@
 """What torchrun starts for test_shared_batches.py: the same short trainings as one process takes, and wrong ones."""
 
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
@@ -37,9 +38,18 @@ def resume(folder: Path, *flags: str) -> int:
     return vanilla_gan.main(parse_command_line(OPTIONS["vanilla_gan.py"], [f"--resume={folder}", *flags], "", ""))
 
 
+def draw_slowly(file: Path) -> bool:
+    """Make a file, as the first process does with the toy cats; return whether it is there."""
+    if utils.rank() == 0:
+        time.sleep(1)
+        file.touch()
+    return file.exists()
+
+
 def main(root: Path) -> None:
     """Train every case, then wrong variants of the first, which the test has to reject."""
     dist.init_process_group("gloo")
+    assert utils.first_locally(lambda: draw_slowly(root / "drawn")), "the others wait until the first one is done"
     for name in CASES:
         run(f"{name}-two", root)
     resume(root / "vanilla-to_resume", "--train_iters=3")

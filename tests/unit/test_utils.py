@@ -150,3 +150,12 @@ def test_freed_memory_is_kept(monkeypatch):
     assert page_faults() < 1000
     monkeypatch.setattr(sys, "platform", "darwin")
     keep_freed_memory()  # nothing to do elsewhere
+
+
+def test_denormals_count_as_zero():
+    """Only where the processor can do so, which all of the last fifteen years can."""
+    torch.set_flush_denormal(False)
+    tiny = torch.full((100,), 1e-30) * 1e-10
+    assert (tiny > 0).all()
+    seed_everything(0, deterministic=False)
+    assert (torch.full((100,), 1e-30) * 1e-10 == 0).all()
