@@ -214,7 +214,7 @@ def keep_freed_memory() -> None:
     """Have the C library keep the memory that is freed, as far as it is glibc's.
 
     It would return every large tensor to the system at once and take pages anew for the next one: 10,000 page faults
-    in a training step of 64x64 images, a tenth to a third of its time. The peak of the memory stays the same.
+    in a training step of 64x64 images, up to a third of its time. The peak of the memory stays the same.
     """
     if sys.platform != "linux":
         return

@@ -88,17 +88,20 @@ class Stopwatch:
         return time.monotonic()
 
 
+def find_cats(case: str) -> Path:
+    """Return the root of the toy cats of the size of a case."""
+    return toy_cats(256 if "--image_size=256" in CASES[case][1] else 64)
+
+
 def run_plain(case: str, device: torch.device, watch: Stopwatch) -> None:
     """Train in the plain way until the watch says stop."""
-    _, flags, train = CASES[case]
-    train(toy_cats(256 if "--image_size=256" in flags else 64), device, watch.tick)
+    CASES[case][2](find_cats(case), device, watch.tick)
 
 
 def read_options(case: str, device: torch.device, folder: str) -> VanillaOptions | CycleOptions:
     """Return the options of a run that would never end, as its command line has them."""
     script, flags, _ = CASES[case]
-    data = toy_cats(256 if "--image_size=256" in flags else 64)
-    data = data / "trainB" if script is vanilla_gan else data
+    data = find_cats(case) / "trainB" if script is vanilla_gan else find_cats(case)
     flags = [f"--data={data}", *flags, "--train_iters=1000000", f"--device={device.type}", f"--checkpoint_dir={folder}"]
     return parse_command_line(VanillaOptions if script is vanilla_gan else CycleOptions, flags, script.SCRIPT, "")
 
@@ -243,7 +246,7 @@ def main(arguments: list[str]) -> int:
 
     rows = []
     for case in options.case or CASES:
-        toy_cats(256 if "--image_size=256" in CASES[case][1] else 64)  # drawn before the clock runs
+        find_cats(case)  # drawn before the clock runs
         results: dict[str, list[dict[str, float]]] = {"plain": [], "ours": [], "floor": []}
         for _ in tqdm(range(options.rounds), case, unit=" rounds", disable=None):
             for side, rounds in results.items():

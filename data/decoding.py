@@ -123,7 +123,7 @@ def _write_cache(folder: Path, key: str, decoded: Decoded, outdated: str) -> boo
             path.unlink()
         write_whole(folder / f"{key}.npy", lambda file: np.save(file, decoded.images.numpy(), allow_pickle=False))
         write_json(folder / f"{key}.json", {"skipped": {path.name: text for path, text in decoded.skipped.items()}})
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a file name that is no text
         return False
     return True
 
