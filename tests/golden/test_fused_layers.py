@@ -125,10 +125,13 @@ def test_phases_equal_pytorchs_transposed_convolution(has_bias):
     torch.testing.assert_close(phases, F.conv_transpose2d(x, weight, bias, 2, 1), rtol=1e-12, atol=1e-12)
 
 
-def test_images_of_odd_sizes():
-    images = torch.zeros(1, 3, 9, 7, requires_grad=True)
-    Conv4x4(3, 8, bias=True)(images).sum().backward()
-    assert images.grad.shape == images.shape
+@pytest.mark.parametrize("height, width, stride", [(9, 7, 2), (8, 7, 2), (9, 6, 2), (8, 6, 1)])
+def test_what_does_not_halve_the_image_goes_as_in_pytorch(height, width, stride):
+    layer = Conv4x4(3, 8, stride, bias=True)
+    images = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    ours, plain = layer(images), F.conv2d(images, layer.weight, layer.bias, stride, 1)
+    assert torch.equal(ours, plain)
+    torch.testing.assert_close(*(torch.autograd.grad(out.square().sum(), images)[0] for out in (ours, plain)))
 
 
 @pytest.mark.parametrize("wrong", ["rows and columns", "not flipped"])
