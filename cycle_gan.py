@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from data_loader import find_domains, load_images
 from diff_augment import diff_augment
 from losses import CYCLE_LOSSES, GAN_MODES, has_won
-from models import DISCRIMINATORS, GENERATORS, ImagePool, in_one_pass
+from models import DISCRIMINATORS, ImagePool, build_translator, in_one_pass
 from runs import Run
 from trainer import State, make_state, train
 from utils import descend, first_locally, grid_columns, image_grid, my_part, run_main, set_up, whole_batch
@@ -42,16 +42,6 @@ PANELS = {"Discriminators": ["D_X", "D_Y"], "Generators": ["G_adversarial", "cyc
 
 def build_networks(options: CycleOptions) -> dict[str, nn.Module]:
     """Return the generators G_XtoY and G_YtoX: images -> images, and discriminators D_X and D_Y: images -> logits."""
-    chosen = {"n_res_blocks": options.n_res_blocks, "res_block_convs": options.res_block_convs}
-    build_generator = partial(
-        GENERATORS[options.gen],
-        conv_dim=options.g_conv_dim,
-        n_downsample=options.n_downsample,
-        norm=options.norm,
-        upsample=options.upsample,
-        init_type=options.init_type,
-        **{name: value for name, value in chosen.items() if value is not None},
-    )
     build_discriminator = partial(
         DISCRIMINATORS[options.disc],
         image_size=options.image_size,
@@ -61,8 +51,8 @@ def build_networks(options: CycleOptions) -> dict[str, nn.Module]:
         init_type=options.init_type,
     )
     return {
-        "G_XtoY": build_generator(),
-        "G_YtoX": build_generator(),
+        "G_XtoY": build_translator(options),
+        "G_YtoX": build_translator(options),
         "D_X": build_discriminator(),
         "D_Y": build_discriminator(),
     }

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -469,6 +470,38 @@ GENERATORS = {
     "resnet_6blocks": partial(ResnetGenerator, n_res_blocks=6),
     "resnet_9blocks": ResnetGenerator,
 }
+
+
+def sample_latents(
+    count: int, noise_size: int, device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
+    """Return z (count, noise_size, 1, 1), uniform in [-1, 1]."""
+    return torch.rand(count, noise_size, 1, 1, device=device, generator=generator) * 2 - 1
+
+
+def build_dc_generator(options: Any) -> DCGenerator:
+    """Return the generator of a DCGAN as its VanillaOptions describe it, z -> images."""
+    return DCGenerator(
+        image_size=options.image_size,
+        conv_dim=options.conv_dim,
+        noise_size=options.noise_size,
+        norm=options.norm,
+        upsample=options.upsample,
+        init_type=options.init_type,
+    )
+
+
+def build_translator(options: Any) -> nn.Module:
+    """Return one generator of a CycleGAN as its CycleOptions describe it, images -> images."""
+    chosen = {"n_res_blocks": options.n_res_blocks, "res_block_convs": options.res_block_convs}
+    return _lookup(GENERATORS, options.gen, "generator")(
+        conv_dim=options.g_conv_dim,
+        n_downsample=options.n_downsample,
+        norm=options.norm,
+        upsample=options.upsample,
+        init_type=options.init_type,
+        **{name: value for name, value in chosen.items() if value is not None},
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------

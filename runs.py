@@ -39,6 +39,7 @@ from tqdm import tqdm
 
 from utils import NonFiniteError, UserError, count_processes, rank, tell_all, write_json, write_whole
 
+BEST = "best.pt"
 FORMAT = 1  # of checkpoints; raised when an older program could not read a newer one's
 _PLOT_SECONDS = 10.0  # least time between two drawings of losses.png, ...
 _PLOT_SHARE = 0.02  # ... and largest share of the time that they take
@@ -379,31 +380,65 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
 
 
-def read_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]:
-    """Return the newest complete checkpoint of a run folder, on the CPU. Changes nothing.
-
-    Args:
-        warn: gets a line for each checkpoint that is not readable.
+def _read_file(path: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint file, on the CPU; raise whatever a damaged one leads to.
 
     Raises:
-        UserError: none is complete, or the newest is of a newer program.
+        UserError: it is of a newer program.
     """
-    for _, path in list_checkpoints(folder):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()  # torch.load does not compare checksums
-            if damaged is not None:
-                raise ValueError(f"{damaged} is damaged")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            version = content["format"]
-        except Exception as error:  # torch.load has no one exception for a broken file
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-            warn(f"Warning: {path} is not readable ({reason}); trying the one before")
-            continue
-        if version > FORMAT:
-            raise UserError(f"{path} has format {version}, this program reads {FORMAT}; update it")
-        return content
-    raise UserError(f"{folder} holds no complete checkpoint; start a new run")
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()  # torch.load does not compare checksums
+    if damaged is not None:
+        raise ValueError(f"{damaged} is damaged")
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    version = content["format"]
+    if version > FORMAT:
+        raise UserError(f"{path} has format {version}, this program reads {FORMAT}; update it")
+    return content
+
+
+def _in_one_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
+def read_checkpoint(where: Path, warn: Callable[[str], None], which: str = "newest") -> dict[str, Any]:
+    """Return a checkpoint, on the CPU. Changes nothing.
+
+    Args:
+        where: run folder, or a checkpoint file.
+        warn: gets a line for each checkpoint that is not readable, if one before it may serve.
+        which: of a run folder: "newest" takes the newest complete one, "best" the one of the best evaluation while
+            training, and a number that of this iteration.
+
+    Raises:
+        UserError: no such checkpoint, none that is complete, or one of a newer program.
+    """
+    if where.is_dir() and which == "newest":
+        for _, path in list_checkpoints(where):
+            try:
+                return _read_file(path)
+            except UserError:
+                raise
+            except Exception as error:  # torch.load has no one exception for a broken file
+                warn(f"Warning: {path} is not readable ({_in_one_line(error)}); trying the one before")
+        raise UserError(f"{where} holds no complete checkpoint; take another run, or start a new one")
+    path = where
+    if where.is_dir():
+        steps = {str(step): path for step, path in list_checkpoints(where)}
+        name = which.lstrip("0")
+        if which != "best" and name not in steps:
+            has = ", ".join(reversed(steps)) or "none"
+            raise UserError(f"--checkpoint: {which} is not there; {where} has newest, best or one of: {has}")
+        path = where / BEST if which == "best" else steps[name]
+    if not path.is_file():
+        remedy = "it appears when training with --eval_every" if path.name == BEST else "give a run folder or a file"
+        raise UserError(f"{path}: there is no such checkpoint; {remedy}")
+    try:
+        return _read_file(path)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} is no checkpoint that can be read ({_in_one_line(error)}); give another") from None
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from data_loader import find_images, load_images
 from diff_augment import diff_augment
 from losses import GAN_MODES, has_won
-from models import DISCRIMINATORS, DCGenerator, in_one_pass
+from models import DISCRIMINATORS, build_dc_generator, in_one_pass, sample_latents
 from runs import Run
 from trainer import State, make_state, train
 from utils import count_processes, descend, first_locally, grid_columns, image_grid, my_part, run_main, set_up
@@ -39,14 +39,7 @@ PANELS = {"": ["D_real", "D_fake", "D_total", "G"]}
 
 def build_networks(options: VanillaOptions) -> dict[str, nn.Module]:
     """Return the generator G: z -> images, and the discriminator D: images -> logits."""
-    G = DCGenerator(
-        image_size=options.image_size,
-        conv_dim=options.conv_dim,
-        noise_size=options.noise_size,
-        norm=options.norm,
-        upsample=options.upsample,
-        init_type=options.init_type,
-    )
+    G = build_dc_generator(options)
     D = DISCRIMINATORS[options.disc](
         image_size=options.image_size,
         conv_dim=options.conv_dim,
@@ -55,13 +48,6 @@ def build_networks(options: VanillaOptions) -> dict[str, nn.Module]:
         init_type=options.init_type,
     )
     return {"G": G, "D": D}
-
-
-def sample_latents(
-    count: int, noise_size: int, device: torch.device, generator: torch.Generator | None = None
-) -> Tensor:
-    """Return z (count, noise_size, 1, 1), uniform in [-1, 1]."""
-    return torch.rand(count, noise_size, 1, 1, device=device, generator=generator) * 2 - 1
 
 
 def train_step(state: State, batch: dict[str, Tensor], options: VanillaOptions) -> dict[str, Tensor]:

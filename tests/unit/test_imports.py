@@ -12,6 +12,8 @@ from tests.conftest import ROOT
 ALLOWED = {
     "vanilla_gan.py": {"trainer", "runs", "data_loader", "models", "losses", "diff_augment", "options", "utils"},
     "cycle_gan.py": {"trainer", "runs", "data_loader", "models", "losses", "diff_augment", "options", "utils"},
+    "evaluate.py": {"generate", "models", "data_loader", "data.decoding", "data.toy_cats", "runs", "options", "utils"},
+    "generate.py": {"models", "data_loader", "data.decoding", "runs", "options", "utils"},
     "trainer.py": {"runs", "utils"},
     "runs.py": {"utils"},
     "data_loader.py": {"utils", "data.decoding", "data.toy_cats"},
