@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from data_loader import find_domains, load_images
 from diff_augment import diff_augment
+from evaluate import evaluate_while_training
 from losses import CYCLE_LOSSES, GAN_MODES, has_won
 from models import DISCRIMINATORS, ImagePool, build_translator, in_one_pass
 from runs import Run
@@ -192,10 +193,14 @@ def main(request: CycleOptions) -> int:
     pools = {"X": ImagePool(options.pool_size), "Y": ImagePool(options.pool_size)}
     state = make_state(build_networks(options), optimized, optimized["G"], options, device, precision, pools)
 
+    # Prepare evaluations of the G that samples show, if they are asked for.
+    generators = {"X2Y": partial(state.show, "G_XtoY"), "Y2X": partial(state.show, "G_YtoX")}
+    measure = evaluate_while_training(generators, SCRIPT, options, device)
+
     # Train, in a new run folder or in the one found.
     run = run or Run.create(options, SCRIPT)
     samples, trouble = partial(draw_samples, fixed=fixed), partial(find_trouble, fixed=fixed)
-    return train(run, state, options, data, options.train_iters, train_step, samples, trouble, PANELS)
+    return train(run, state, options, data, options.train_iters, train_step, samples, trouble, PANELS, measure)
 
 
 if __name__ == "__main__":

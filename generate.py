@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
 from models import build_dc_generator, build_translator

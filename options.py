@@ -118,6 +118,14 @@ class CommonOptions:
     log_step: int = option(10, "iterations between rows of losses.csv", "Output", at_least=1, resumable=True)
     sample_every: int = option(200, "iterations between grids", "Output", at_least=1, resumable=True)
     checkpoint_every: int = option(500, "iterations between checkpoints", "Output", at_least=1, resumable=True)
+    eval_every: int = option(
+        0, "iterations between evaluations, which go to metrics.csv, a curve in losses.png, and best.pt; 0: none",
+        "Output", at_least=0, resumable=True)
+    features: str = option(
+        "pixels", "what evaluations compare images in; pixels: 16x16 colors, needs nothing; inception: FID and KID; or a "
+        "file, as for evaluate.py", "Output", resumable=True, metavar="{pixels,inception,FILE}")
+    inception_weights: str | None = option(
+        None, "Inception weights that you have downloaded", "Output", resumable=True, metavar="FILE")
 
     device: str = option(
         "auto", "auto: CUDA, else MPS, else CPU", "Machine", choices=("auto", "cuda", "mps", "cpu"), resumable=True)
@@ -144,6 +152,11 @@ class CommonOptions:
 
     def check_together(self) -> None:
         """Raise ValueError, as `check`, if options don't go together. A request to resume may pass without."""
+        for flag in ("features", "inception_weights"):
+            if flag in self.given and not self.eval_every:
+                raise ValueError(f"--{flag}: does nothing without --eval_every; add that flag")
+        if self.inception_weights is not None and self.features != "inception":
+            raise ValueError("--inception_weights: does nothing without --features inception; add that flag")
 
     def name_parts(self) -> list[str]:
         """Return what the default name of a run tells: data, augmentation, losses."""
@@ -174,13 +187,17 @@ class CommonOptions:
         return hints
 
     def with_absolute_folders(self: Options) -> Options:
-        """Return the same options, with folders of images by their whole path, so that a run finds them from anywhere.
+        """Return the same options, with folders of images, and files, by their whole path, for use from anywhere.
 
         Names below data/ stay as they are.
         """
         given = {name: getattr(self, name) for name in self.DATA_FLAGS if getattr(self, name) is not None}
         paths = {name: Path(value).expanduser() for name, value in given.items() if value.strip()}
         found = {name: str(path.resolve()) for name, path in paths.items() if path.is_dir()}
+        for name in ("features", "inception_weights"):
+            path = Path(getattr(self, name) or "").expanduser()
+            if path.is_file():
+                found[name] = str(path.resolve())
         return dataclasses.replace(self, **found)
 
     def to_dict(self) -> dict[str, Any]:
@@ -378,6 +395,7 @@ class CycleOptions(CommonOptions):
         return hints
 
     def check_together(self) -> None:
+        super().check_together()
         if self.data is not None and (self.X, self.Y) != (None, None):
             raise ValueError(f"--data: {self.data} beside --X or --Y; give either the one or the two")
         if (self.X is None) != (self.Y is None):
@@ -427,7 +445,7 @@ def _check_range(field: dataclasses.Field, value: Any) -> None:
         raise ValueError(f"--{field.name}: {value} is out of range; use a number {stated}")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
@@ -441,7 +459,7 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser(cls: type[CommonOptions], prog: str, manual: str) -> argparse.ArgumentParser:
     """Return the command line of an options class: every field a flag, in its group, with choices and default."""
-    parser = _Parser(
+    parser = Parser(
         prog=prog,
         usage="%(prog)s [options]",
         description=manual,

@@ -6,23 +6,30 @@
         data.json               the images trained on, held out and skipped
         log.txt                 what the terminal showed
         losses.csv              step, every loss, lr
-        losses.png              the same as curves
+        losses.png              the same as curves, with that of the evaluations
+        metrics.csv             what evaluations measured, a row per number
+        evaluation-000400-pixels.json   the same for one evaluation by evaluate.py, with its protocol
+        nearest-000400-pixels.png       generated images beside the nearest real ones; with two domains -X-Y, -Y-X
         samples/                real-000000.png, sample-000200.png; with two domains real-000000-X.png,
                                 sample-000200-X-Y.png and so on
         checkpoint-000500.pt    everything that a run needs to go on
+        best.pt                 the same, of the best evaluation while training
         events.out.tfevents.*   TensorBoard
 
 A file appears whole or not at all: it is written under a temporary name, synced, and then renamed. Only the three logs
 grow line by line; losses.csv is cut back to the checkpoint when a run goes on.
 """
 
+import csv
 import dataclasses
 import datetime
+import io
 import json
 import os
 import platform
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -41,6 +48,9 @@ from utils import NonFiniteError, UserError, count_processes, rank, tell_all, wr
 
 BEST = "best.pt"
 FORMAT = 1  # of checkpoints; raised when an older program could not read a newer one's
+METRICS = (
+    "step", "source", "task", "split", "metric", "value", "std", "features", "resize", "generated", "reference", "seed",
+)  # fmt: skip
 _PLOT_SECONDS = 10.0  # least time between two drawings of losses.png, ...
 _PLOT_SHARE = 0.02  # ... and largest share of the time that they take
 
@@ -81,6 +91,7 @@ class Run:
         samples: the folder of its grids.
         resumed_step: iteration of the checkpoint that it goes on from; None for a run from the start.
         rows: the rows of losses.csv, column -> number.
+        metrics: the rows of metrics.csv.
     """
 
     def __init__(self, folder: Path, options: Any, script: str):
@@ -88,6 +99,7 @@ class Run:
         self.resumed_step: int | None = None
         self.samples = Path(options.sample_dir).resolve() / folder.name if options.sample_dir else folder / "samples"
         self.rows: list[dict[str, float]] = []
+        self.metrics: list[dict[str, str]] = []
         self._losses_file = None
         self._writer = None
         self._next_plot = time.monotonic() + _PLOT_SECONDS
@@ -294,6 +306,28 @@ class Run:
             if key != "step":
                 self._writer.add_scalar(f"losses/{key}" if key in losses else key, value, step)
 
+    def add_metrics(self, step: int, rows: list[dict[str, Any]]) -> bool:
+        """Add an evaluation while training to metrics.csv and TensorBoard; return whether it is the best so far."""
+        rows = [{"step": step, "source": "training", **row} for row in rows]
+        append_metrics(self.folder, rows)
+        self.metrics = read_metrics(self.folder)
+        for row in rows:
+            name = "/".join(filter(None, ["metrics", row["task"], row["split"], row["metric"]]))
+            self._writer.add_scalar(name.replace(" ", "_"), row["value"], step)
+        name, scores = find_scores(self.metrics)
+        now = statistics.mean(scores[step].values())
+        is_best = all(now < statistics.mean(of.values()) for at, of in scores.items() if at != step)
+        self.say(f"Iteration {step}: {name} {now:.4g}" + (f", the best so far: {BEST}" if is_best else ""))
+        return is_best
+
+    def _cut_metrics(self, step: int) -> None:
+        """Drop what was measured while training after `step`, and a torn last row: it will be measured again."""
+        path = self.folder / "metrics.csv"
+        kept = [row for row in read_metrics(self.folder) if row["source"] != "training" or int(row["step"]) <= step]
+        self.metrics = kept
+        if path.exists():
+            write_whole(path, lambda file: file.write((",".join(METRICS) + "\n" + _as_csv(kept)).encode()))
+
     def has_losses(self) -> bool:
         """Whether losses.csv and losses.png have anything to show."""
         return bool(self.rows)
@@ -320,7 +354,7 @@ class Run:
         started = time.monotonic()
         if not self.rows or not (now or started >= self._next_plot):
             return
-        figure = draw_losses(self.rows, panels, title=self.folder.name)
+        figure = draw_losses(self.rows, panels, self.folder.name, *find_scores(self.metrics))
         write_whole(self.folder / "losses.png", lambda file: figure.savefig(file, format="png", dpi=100))
         finished = time.monotonic()
         self._next_plot = finished + max(_PLOT_SECONDS, (finished - started) / _PLOT_SHARE)
@@ -332,18 +366,21 @@ class Run:
         """
         first, *rest = name.split("-")
         path = self.samples / ("-".join([first, f"{step:06d}", *rest]) + ".png")
-        image = Image.fromarray(grid.permute(1, 2, 0).numpy())
-        write_whole(path, lambda file: image.save(file, format="PNG"))
+        write_whole(path, lambda file: _to_image(grid).save(file, format="PNG"))
         self._writer.add_image(name, grid, step)
         return path
 
     # ---- Checkpoints
 
-    def save_checkpoint(self, step: int, content: dict[str, Any]) -> Path:
-        """Write checkpoint-<step>.pt: `content`, of tensors and plain types, with the format, script and step."""
+    def save_checkpoint(self, step: int, content: dict[str, Any], name: str | None = None) -> Path:
+        """Write checkpoint-<step>.pt: `content`, of tensors and plain types, with the format, script and step.
+
+        Args:
+            name: of the file, if it is another one.
+        """
         if self._losses_file is not None:
             os.fsync(self._losses_file.fileno())  # a checkpoint must not be newer than the log it belongs to
-        path = self.folder / f"checkpoint-{step:06d}.pt"
+        path = self.folder / (name or f"checkpoint-{step:06d}.pt")
         content = {"format": FORMAT, "script": self.script, "step": step, **content}
         write_whole(path, lambda file: torch.save(content, file))
         return path
@@ -357,9 +394,11 @@ class Run:
             UserError: none is complete, or the newest is of a newer program.
         """
         if not list_checkpoints(self.folder):
+            self._cut_metrics(0)
             return self._cut_losses(0)
         content = read_checkpoint(self.folder, warn=self.say)
         self._cut_losses(content["step"])
+        self._cut_metrics(content["step"])
         self.resumed_step = content["step"]
         return content
 
@@ -370,14 +409,94 @@ class Onlooker(Run):
     def _nothing(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    start = save_options = record_data = say = log = add_losses = _nothing
-    _cut_losses = plot_losses = save_grid = save_checkpoint = _nothing
+    start = save_options = record_data = say = log = add_losses = add_metrics = _nothing
+    _cut_losses = _cut_metrics = plot_losses = save_grid = save_checkpoint = _nothing
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """Return (step, path) of every checkpoint in a run folder, the newest first."""
     matches = [(re.fullmatch(r"checkpoint-(\d+)\.pt", path.name), path) for path in folder.iterdir()]
     return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
+
+
+def is_run(where: Path) -> bool:
+    """Whether `where` is a run folder, or a file that may be a checkpoint."""
+    return where.is_file() or (where / "options.json").is_file() or (where.is_dir() and bool(list_checkpoints(where)))
+
+
+def _as_csv(rows: list[dict[str, Any]]) -> str:
+    """Return rows of metrics.csv as text."""
+    text = io.StringIO()
+    csv.DictWriter(text, METRICS, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def read_metrics(folder: Path) -> list[dict[str, str]]:
+    """Return the whole rows of metrics.csv in a run folder; none if there is no such file."""
+    try:
+        text = (folder / "metrics.csv").read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    lines = text.splitlines(keepends=True)
+    rows = csv.DictReader(line for line in lines if line.endswith("\n"))
+    return [row for row in rows if None not in row and None not in row.values()]
+
+
+def append_metrics(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    """Add rows to metrics.csv, in one piece; return its path."""
+    path = folder / "metrics.csv"
+    header = "" if path.exists() else ",".join(METRICS) + "\n"
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(header + _as_csv(rows))
+    return path
+
+
+def find_scores(metrics: list[dict[str, str]]) -> tuple[str, dict[int, dict[str, float]]]:
+    """Return the metric that counts in the evaluations while training: its name, and step -> task -> value.
+
+    It is that of the first row of the newest evaluation, in the same split and features; less is better.
+    """
+    metrics = [row for row in metrics if row["source"] == "training"]
+    if not metrics:
+        return "", {}
+    first = next(row for row in metrics if row["step"] == metrics[-1]["step"])
+    scores: dict[int, dict[str, float]] = {}
+    for row in metrics:
+        if all(row[key] == first[key] for key in ("metric", "split", "features")):
+            scores.setdefault(int(row["step"]), {})[row["task"]] = float(row["value"])
+    return f"{first['metric']} ({first['features']})", scores
+
+
+def save_evaluation(
+    folder: Path,
+    step: int,
+    features: str,
+    about: dict[str, Any],
+    rows: list[dict[str, Any]],
+    pictures: dict[str, Tensor],
+) -> list[Path]:
+    """Keep an evaluation by evaluate.py: rows in metrics.csv, all of it as JSON, pictures; return their paths.
+
+    Args:
+        features: what images were compared in; part of the names.
+        about: what was measured.
+        pictures: task -> uint8 (3, H, W) of generated images beside the nearest real ones.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{step:06d}-{features}"
+    rows = [{"step": step, "source": "evaluate.py", **row} for row in rows]
+    written = [folder / f"evaluation-{stem}.json"]
+    write_json(written[0], {**about, "step": step, "rows": rows})
+    for task, picture in pictures.items():
+        name = f"nearest-{stem}" + (f"-{task[0]}-{task[-1]}" if "2" in task else "") + ".png"
+        write_whole(folder / name, lambda file, picture=picture: _to_image(picture).save(file, format="PNG"))
+        written.append(folder / name)
+    return [*written, append_metrics(folder, rows)]
+
+
+def _to_image(picture: Tensor) -> Image.Image:
+    """uint8 (3, H, W) -> image."""
+    return Image.fromarray(picture.permute(1, 2, 0).numpy())
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -449,18 +568,42 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return (np.convolve(values, kernel) / np.convolve(np.ones_like(values), kernel))[half : half + len(values)]
 
 
-def draw_losses(rows: list[dict[str, float]], panels: dict[str, list[str]], title: str) -> Any:
-    """Return a matplotlib figure of the rows of losses.csv, a panel per title: raw values faint, smoothed strong."""
+def draw_losses(
+    rows: list[dict[str, float]],
+    panels: dict[str, list[str]],
+    title: str,
+    score_name: str = "",
+    scores: dict[int, dict[str, float]] | None = None,
+) -> Any:
+    """Return a matplotlib figure of the rows of losses.csv, a panel per title: raw values faint, smoothed strong.
+
+    Args:
+        score_name, scores: of evaluations, step -> task -> value, for a panel of their own.
+    """
     from matplotlib.figure import Figure  # here, because it takes its time to import
 
     steps = np.array([row["step"] for row in rows])
     panels = {panel: [name for name in names if name in rows[0]] for panel, names in panels.items()}
-    height = 0.6 + 4.2 * len(panels)  # inches
+    count = len(panels) + bool(scores)
+    height = 0.6 + 4.2 * count  # inches
     figure = Figure(figsize=(9, height))
     # Fixed margins, with room for the legends: to fit them to the text takes as long as the drawing itself.
     figure.subplots_adjust(left=0.08, right=0.8, top=1 - 0.7 / height, bottom=0.5 / height, hspace=0.25)
     figure.suptitle(title, fontsize=11, y=1 - 0.15 / height)
-    for axes, (panel, names) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
+    subplots = list(figure.subplots(count, squeeze=False)[:, 0])
+    if scores:
+        axes = subplots[-1]
+        tasks = list(scores[max(scores)])
+        for task in tasks:
+            values = [(step, of[task]) for step, of in sorted(scores.items()) if task in of]
+            axes.plot(*zip(*values, strict=True), marker=".", label=task if len(tasks) > 1 else "samples")
+        best = min(scores, key=lambda step: statistics.mean(scores[step].values()))
+        axes.axvline(best, color="black", alpha=0.4, linestyle=":", label=f"best: {best}")
+        axes.set(xlabel="iteration", title=score_name)
+        axes.set_ylim(min(0.0, axes.get_ylim()[0]), None)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    for axes, (panel, names) in zip(subplots[: len(panels)], panels.items(), strict=True):
         ceiling = 0.0
         for i, name in enumerate(names):
             values = np.array([row[name] for row in rows])

@@ -20,7 +20,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from runs import Run
+from runs import BEST, Run
 from utils import (
     NonFiniteError,
     Precision,
@@ -477,6 +477,7 @@ def train(
     draw_samples: Callable[[State, Any], dict[str, Tensor]],
     find_trouble: Callable[[State, Any, list[dict[str, float]]], dict[str, str]],
     panels: dict[str, list[str]],
+    measure: Callable[[], list[dict[str, Any]]] | None = None,
 ) -> int:
     """Train until `total` steps are taken or a signal says stop; return the exit code, 0 or 128 + signal.
 
@@ -487,6 +488,8 @@ def train(
         find_trouble: (state, options, rows of losses.csv) -> kind of trouble -> a line that says what to do about it.
             Asked whenever grids are drawn; a kind is shown once in a run.
         panels: panels of losses.png, title -> losses.
+        measure: returns rows of metrics.csv, of which the first names the metric that counts; for options.eval_every. It
+            must leave the random generators as they are. None in the processes beside the first.
     """
     if not _open(run, state, options, data, total):
         return 0
@@ -501,6 +504,12 @@ def train(
         state.check_finite()  # a broken state must not become the newest checkpoint
         run.save_checkpoint(state.step, {"options": options.to_dict(), **state.to_checkpoint()})
         saved_step = state.step
+
+    def evaluate() -> None:
+        is_best = run.add_metrics(state.step, measure()) if measure is not None else False
+        if agree(int(is_best), state.device):
+            state.check_finite()
+            run.save_checkpoint(state.step, {"options": options.to_dict(), **state.to_checkpoint()}, BEST)
 
     saved_step = run.resumed_step
     run.say(f"Training to iteration {total} in {run.folder}" + (f", from {state.step}" if state.step else ""))
@@ -540,6 +549,10 @@ def train(
                     if kind not in state.warned:
                         run.say(f"Warning, iteration {state.step}: {text}")
                         state.warned.append(kind)
+
+            # Measure what they make, and keep the best.
+            if options.eval_every and (state.step % options.eval_every == 0 or state.step == total):
+                evaluate()
 
             # Save everything.
             if state.step % options.checkpoint_every == 0:

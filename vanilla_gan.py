@@ -13,6 +13,7 @@ the learning rate, the moving average of G, checkpoints and signals, is trainer.
 
 import signal
 import sys
+from functools import partial
 
 from options import VanillaOptions, parse_command_line
 
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 from data_loader import find_images, load_images
 from diff_augment import diff_augment
+from evaluate import evaluate_while_training
 from losses import GAN_MODES, has_won
 from models import DISCRIMINATORS, build_dc_generator, in_one_pass, sample_latents
 from runs import Run
@@ -116,9 +118,12 @@ def main(request: VanillaOptions) -> int:
     optimized = {"G": ["G"], "D": ["D"]}
     state = make_state(build_networks(options), optimized, ["G"], options, device, precision)
 
+    # Prepare evaluations of the G that samples show, if they are asked for.
+    measure = evaluate_while_training({"z": partial(state.show, "G")}, SCRIPT, options, device)
+
     # Train, in a new run folder or in the one found.
     run = run or Run.create(options, SCRIPT)
-    return train(run, state, options, data, total, train_step, draw_samples, find_trouble, PANELS)
+    return train(run, state, options, data, total, train_step, draw_samples, find_trouble, PANELS, measure)
 
 
 if __name__ == "__main__":

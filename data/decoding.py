@@ -50,15 +50,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode(path: Path, size: int) -> Tensor:
+def decode(path: Path, size: int | None) -> Tensor:
     """Read an image: shorter side resized to `size` (bicubic, antialiased), center crop. uint8 (3, size, size).
+
+    Without a size it stays as it is, uint8 (3, H, W).
 
     Raises:
         OSError, ValueError, SyntaxError, Image.DecompressionBombError: whatever Pillow says of a broken file.
     """
     with Image.open(path, formats=_FORMATS) as image:
-        square = TF.center_crop(TF.resize(to_rgb(image), size, InterpolationMode.BICUBIC), [size, size])
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1)  # (3, size, size)
+        image = to_rgb(image)
+    if size is not None:
+        image = TF.center_crop(TF.resize(image, size, InterpolationMode.BICUBIC), [size, size])
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, size, size)
 
 
 def try_decode(path: Path, size: int) -> Tensor | str:
