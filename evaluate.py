@@ -1,6 +1,6 @@
 """Measure a trained GAN, or a folder of images, against real images.
 
-    python evaluate.py checkpoints/NAME                       # DCGAN: samples; CycleGAN: both directions, train and test
+    python evaluate.py checkpoints/NAME                       # DCGAN: samples; CycleGAN: translations both ways
     python evaluate.py checkpoints/NAME --checkpoint best     # the best one of training with --eval_every; or 3000
     python evaluate.py checkpoints/NAME photos/others         # against other images than it was trained on
     python evaluate.py made photos/cats                       # two folders of images
@@ -123,7 +123,7 @@ class Features(NamedTuple):
         return "kernel distance x1000", "Frechet distance", "memorization-informed Frechet distance"
 
 
-class Unavailable(UserError):
+class UnavailableError(UserError):
     """The Inception weights can't be had."""
 
 
@@ -137,7 +137,7 @@ def find_inception_weights(path: str | None) -> Path:
 
     Raises:
         UserError: no such file.
-        Unavailable: it is not there and can't be downloaded.
+        UnavailableError: it is not there and can't be downloaded.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as ADDRESS
 
@@ -158,9 +158,9 @@ def find_inception_weights(path: str | None) -> Path:
                 socket.setdefaulttimeout(before)
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())
-            raise Unavailable(
-                f"the Inception weights can't be downloaded ({reason}); get {ADDRESS} elsewhere and put it at {cached}, "
-                "or name it with --inception_weights FILE"
+            raise UnavailableError(
+                f"the Inception weights can't be downloaded ({reason}); get {ADDRESS} elsewhere and put it at "
+                f"{cached}, or name it with --inception_weights FILE"
             ) from None
     return cached
 
@@ -214,7 +214,7 @@ def load_features(features: str, inception_weights: str | None, device: torch.de
 
     Raises:
         UserError: no such file, or nothing that makes features of images.
-        Unavailable: the Inception weights are not here and can't be downloaded.
+        UnavailableError: the Inception weights are not here and can't be downloaded.
     """
     if features == "pixels":
         return Features("pixels", pixels, "mean, to 16x16")
@@ -307,9 +307,9 @@ def frechet_distances(generated: Tensor, reference: Tensor) -> tuple[float, floa
 def kernel_distance(generated: Tensor, reference: Tensor, seed: int) -> tuple[float, float]:
     """Return the squared maximum mean discrepancy of two sets of features (N, d), (M, d), and its standard deviation.
 
-    KID in Inception features (Binkowski et al. 2018, arXiv:1801.01401): kernel (x.y / d + 1)^3, the mean over subsets of
-    min(1000, N, M). Of a set of that size every subset is the whole, and the deviation would be 0: it is then that over
-    subsets of half the size, an upper estimate.
+    KID in Inception features (Binkowski et al. 2018, arXiv:1801.01401): kernel (x.y / d + 1)^3, the mean over subsets
+    of min(1000, N, M). Where that is all of a set every subset is the same, and the deviation would be 0: it is then
+    that over subsets of half the size, an upper estimate.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -368,15 +368,15 @@ def nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def nearest_ratio(generated: Tensor, reference: Tensor) -> float:
     """Return how near generated images (N, d) are to the nearest real ones (M, d), as real ones are to each other.
 
-    The mean distance to the nearest, divided by the mean over real images of that to the nearest other one. Images as new
-    as the real ones have about 1, copies 0.
+    The mean distance to the nearest, divided by the mean over real images of that to the nearest other one. Images as
+    new as the real ones have about 1, copies 0.
     """
     between = torch.cdist(reference, reference).fill_diagonal_(math.inf).min(dim=1).values
     return (nearest(generated, reference)[0].mean() / between.mean().clamp(min=1e-12)).item()
 
 
 def compare(generated: Tensor, reference: Tensor, features: Features, seed: int) -> list[Measurement]:
-    """Return the distances between two sets of features, float64 (N, d) and (M, d). The kernel distance stands first."""
+    """Return the distances between two sets of features, float64 (N, d) and (M, d); the kernel distance first."""
     kernel, frechet, informed = features.names()
     mean, std = kernel_distance(generated, reference, seed)
     found = [Measurement(kernel, 1000 * mean, 1000 * std)]
@@ -545,7 +545,7 @@ def evaluate_while_training(
         return None
     try:
         features = load_features(options.features, options.inception_weights, device)
-    except Unavailable as error:
+    except UnavailableError as error:
         raise UserError(f"--features inception: {error}, or use --features pixels") from None
     return partial(Evaluator(script, options, features, device), generators)
 
@@ -580,7 +580,7 @@ def read_folder(folder: str, size: int | None) -> Tensor:
     if not images:
         raise UserError(f"{folder}: no image is readable; give another folder")
     if len({image.shape for image in images}) > 1:
-        raise UserError(f"--image_size: the images in {folder} differ in size; say to which one to bring them")
+        raise UserError(f"--image_size: the images in {folder} differ in size; say which one they are to have")
     return torch.stack(images)
 
 
@@ -620,7 +620,7 @@ def main(request: argparse.Namespace) -> int:
         made, reference = (read_folder(folder, request.image_size) for folder in (request.run, request.reference))
         if made.shape[1:] != reference.shape[1:]:
             raise UserError(
-                "--image_size: the images of the two folders differ in size; say to which one to bring them"
+                "--image_size: the images of the two folders differ in size; say which one they are to have"
             )
     out = Path(request.out) if request.out is not None else None
     if out is None and trained is not None:
@@ -631,7 +631,7 @@ def main(request: argparse.Namespace) -> int:
     # Choose what to compare in.
     try:
         features = load_features(request.features, request.inception_weights, device)
-    except Unavailable as error:
+    except UnavailableError as error:
         print(f"Warning: {error}. What needs no weights follows, with --features pixels.", file=sys.stderr)
         features = load_features("pixels", None, device)
 
@@ -662,8 +662,8 @@ def main(request: argparse.Namespace) -> int:
     fewest = min(min(len(case.generated), len(case.reference)) for case in cases)
     if fewest < _FEW:
         print(
-            f"Warning: with {fewest} images Frechet distances come out too large; compare them only among equal numbers "
-            f"of images (below {_FEW}). The kernel distance has no such bias"
+            f"Warning: with {fewest} images Frechet distances come out too large: below {_FEW} compare them only "
+            f"among equal numbers of images. The kernel distance has no such bias"
         )
 
     # Keep the numbers with their protocol, and the pictures.

@@ -122,8 +122,8 @@ class CommonOptions:
         0, "iterations between evaluations, which go to metrics.csv, a curve in losses.png, and best.pt; 0: none",
         "Output", at_least=0, resumable=True)
     features: str = option(
-        "pixels", "what evaluations compare images in; pixels: 16x16 colors, needs nothing; inception: FID and KID; or a "
-        "file, as for evaluate.py", "Output", resumable=True, metavar="{pixels,inception,FILE}")
+        "pixels", "what evaluations compare images in; pixels: 16x16 colors, without a network; inception: FID, KID; "
+        "or a file, as for evaluate.py", "Output", resumable=True, metavar="{pixels,inception,FILE}")
     inception_weights: str | None = option(
         None, "Inception weights that you have downloaded", "Output", resumable=True, metavar="FILE")
 

@@ -488,8 +488,8 @@ def train(
         find_trouble: (state, options, rows of losses.csv) -> kind of trouble -> a line that says what to do about it.
             Asked whenever grids are drawn; a kind is shown once in a run.
         panels: panels of losses.png, title -> losses.
-        measure: returns rows of metrics.csv, of which the first names the metric that counts; for options.eval_every. It
-            must leave the random generators as they are. None in the processes beside the first.
+        measure: returns rows of metrics.csv, of which the first names the metric that counts, for --eval_every. It must
+            leave the random generators as they are. None in the processes beside the first.
     """
     if not _open(run, state, options, data, total):
         return 0
