@@ -116,11 +116,10 @@ class Features(NamedTuple):
     extract: Callable[[Tensor], Tensor]
     resize: str
 
-    def names(self) -> tuple[str, str, str]:
-        """Return the names of the kernel, the Frechet, and the memorization-informed Frechet distance."""
-        if self.name == "inception":
-            return "KID x1000", "FID", "MiFID"
-        return "kernel distance x1000", "Frechet distance", "memorization-informed Frechet distance"
+    @property
+    def is_inception(self) -> bool:
+        """Whether kernel and Frechet distances are KID and FID."""
+        return self.name == "inception"
 
 
 class UnavailableError(UserError):
@@ -351,12 +350,15 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def similarity_within(images: Tensor, seed: int) -> Measurement:
-    """Return the mean SSIM over pairs of different images (N, 3, H, W): 1 if all are the same. At most 1,000 pairs."""
+    """Return the mean SSIM over pairs of different images (N, 3, H, W): 1 if all are the same.
+
+    At most 1,000 pairs of the first 500 images.
+    """
     pairs = torch.tensor(list(itertools.combinations(range(min(len(images), 500)), 2)))
     if len(pairs) > _PAIRS:
         pairs = pairs[torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))[:_PAIRS]]
     found = torch.cat([ssim(images[part[:, 0]], images[part[:, 1]]) for part in pairs.split(100)])
-    return Measurement("SSIM between images", found.mean().item(), found.std().item())
+    return Measurement("SSIM between images", found.mean().item(), found.std(correction=0).item())
 
 
 def nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -377,11 +379,14 @@ def nearest_ratio(generated: Tensor, reference: Tensor) -> float:
 
 def compare(generated: Tensor, reference: Tensor, features: Features, seed: int) -> list[Measurement]:
     """Return the distances between two sets of features, float64 (N, d) and (M, d); the kernel distance first."""
-    kernel, frechet, informed = features.names()
     mean, std = kernel_distance(generated, reference, seed)
-    found = [Measurement(kernel, 1000 * mean, 1000 * std)]
-    distances = frechet_distances(generated, reference)
-    found += [Measurement(name, value) for name, value in zip((frechet, informed), distances, strict=True)]
+    frechet, informed = frechet_distances(generated, reference)
+    found = [
+        Measurement("KID x1000" if features.is_inception else "kernel distance x1000", 1000 * mean, 1000 * std),
+        Measurement("FID" if features.is_inception else "Frechet distance", frechet),
+    ]
+    if features.is_inception:  # what counts as near is defined in its features
+        found.append(Measurement("MiFID", informed))
     if min(len(generated), len(reference)) > _NEIGHBORS:
         shares = precision_recall(generated, reference)
         found += [Measurement(name, value) for name, value in zip(("precision", "recall"), shares, strict=True)]
@@ -434,11 +439,7 @@ class Case(NamedTuple):
 
 def measure_images(case: Case, seed: int) -> list[Measurement]:
     """Return what needs no features."""
-    found = []
-    if len(case.generated) > 1:
-        found.append(similarity_within(case.generated, seed))
-    if len(case.reference) > 1:
-        found.append(similarity_within(case.reference, seed)._replace(metric="SSIM between real images"))
+    found = [similarity_within(case.generated, seed)] if len(case.generated) > 1 else []
     for name, images, target in (
         ("reconstruction", case.reconstructions, case.inputs),
         ("truth", case.generated, case.truth),
@@ -461,7 +462,7 @@ class Evaluator:
         reference: real images to use instead of those that a DCGAN was trained on.
 
     Raises:
-        UserError: the images are not there.
+        UserError: the images are not there, or only one.
     """
 
     def __init__(
@@ -471,16 +472,23 @@ class Evaluator:
         self.script, self.options, self.features, self.device = script, options, features, device
         self.seed, self.num_images, self.batch_size = seed, num_images, batch_size
         self.real: dict[tuple[str, str], Tensor] = {}  # domain and split -> images
-        self._known: dict[tuple[str, str], Tensor] = {}  # their features
+        self._known: dict[tuple[str, str], tuple[Tensor, Measurement]] = {}  # their features, and their similarity
         self.is_toy = False
         if reference is not None:
             self.real["images", "given"] = reference
-            return
+        else:
+            self._load()
+
+    def _load(self) -> None:
+        """Decode the images of the run, without augmentation."""
+        script, options = self.script, self.options
         plain = dataclasses.replace(options, data_aug="basic", cache_gb=math.inf)
         sources = find_images(plain) if script == "vanilla_gan.py" else find_domains(plain)
         for domain, images in load_images(sources, plain, torch.device("cpu")).items():
             self.real[domain, "train"] = images.images
-            if images.test and script != "vanilla_gan.py":
+            if len(images) < 2:
+                raise UserError(f"{images.files[0].parent}: one image is too few to measure anything by; add more")
+            if len(images.test) > 1 and script != "vanilla_gan.py":
                 self.real[domain, "test"] = torch.stack([decode(path, options.image_size) for path in images.test])
         # The toy cats to test on are drawn in both domains, in one order.
         folders = [source.train.parent for source in sources.values()]
@@ -512,10 +520,11 @@ class Evaluator:
         distance to its nearest real one and the place of that, as (2, N)."""
         target = case.task[-1] if case.task in ("X2Y", "Y2X") else "images"
         if (target, case.split) not in self._known:
-            self._known[target, case.split] = self._extract(case.reference, "real images")
-        reference = self._known[target, case.split]
+            within = similarity_within(case.reference, self.seed)._replace(metric="SSIM between real images")
+            self._known[target, case.split] = self._extract(case.reference, "real images"), within
+        reference, within = self._known[target, case.split]
         generated = self._extract(case.generated, "generated images")
-        found = compare(generated, reference, self.features, self.seed) + measure_images(case, self.seed)
+        found = [*compare(generated, reference, self.features, self.seed), *measure_images(case, self.seed), within]
         return found, torch.stack(nearest(generated, reference))
 
     def _extract(self, images: Tensor, title: str) -> Tensor:
@@ -625,8 +634,10 @@ def main(request: argparse.Namespace) -> int:
     out = Path(request.out) if request.out is not None else None
     if out is None and trained is not None:
         out = where if where.is_dir() else where.parent
-    if out is not None and not os.access(next(p for p in (out, *out.absolute().parents) if p.exists()), os.W_OK):
-        raise UserError(f"--out: {out} can't be written to; name another folder")
+    if out is not None:
+        there = next(path for path in (out, *out.absolute().parents) if path.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            raise UserError(f"--out: {out}: {there} is no folder that you can write to; name another")
 
     # Choose what to compare in.
     try:
@@ -646,7 +657,7 @@ def main(request: argparse.Namespace) -> int:
     else:
         evaluator = Evaluator("", None, features, device, request.seed, None, request.batch_size, reference)
         cases = [Case("folder", "given", made, reference)]
-    if features.name != "inception":
+    if not features.is_inception:
         print(f"Distances in the features {features.name}: they are no FID and can't be compared with one")
     rows, pictures = [], {}
     for case in cases:

@@ -427,7 +427,10 @@ def is_run(where: Path) -> bool:
 def _as_csv(rows: list[dict[str, Any]]) -> str:
     """Return rows of metrics.csv as text."""
     text = io.StringIO()
-    csv.DictWriter(text, METRICS, lineterminator="\n").writerows(rows)
+    writer = csv.DictWriter(text, METRICS, lineterminator="\n")
+    writer.writerows(
+        {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows
+    )
     return text.getvalue()
 
 
@@ -591,18 +594,6 @@ def draw_losses(
     figure.subplots_adjust(left=0.08, right=0.8, top=1 - 0.7 / height, bottom=0.5 / height, hspace=0.25)
     figure.suptitle(title, fontsize=11, y=1 - 0.15 / height)
     subplots = list(figure.subplots(count, squeeze=False)[:, 0])
-    if scores:
-        axes = subplots[-1]
-        tasks = list(scores[max(scores)])
-        for task in tasks:
-            values = [(step, of[task]) for step, of in sorted(scores.items()) if task in of]
-            axes.plot(*zip(*values, strict=True), marker=".", label=task if len(tasks) > 1 else "samples")
-        best = min(scores, key=lambda step: statistics.mean(scores[step].values()))
-        axes.axvline(best, color="black", alpha=0.4, linestyle=":", label=f"best: {best}")
-        axes.set(xlabel="iteration", title=score_name)
-        axes.set_ylim(min(0.0, axes.get_ylim()[0]), None)
-        axes.grid(alpha=0.3)
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     for axes, (panel, names) in zip(subplots[: len(panels)], panels.items(), strict=True):
         ceiling = 0.0
         for i, name in enumerate(names):
@@ -614,6 +605,23 @@ def draw_losses(
         floor = min(0.0, min(row[name] for row in rows for name in names))
         axes.set_ylim(floor, 1.1 * ceiling if ceiling > floor else None)  # a few early spikes must not flatten the rest
         axes.set(xlabel="iteration", ylabel="loss", title=panel)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    if scores:
+        axes = subplots[-1]
+        tasks = list(scores[max(scores)])
+        for task in tasks:
+            values = [(step, of[task]) for step, of in sorted(scores.items()) if task in of]
+            axes.plot(*zip(*values, strict=True), marker=".", label=task if len(tasks) > 1 else "samples")
+        best = min(scores, key=lambda step: statistics.mean(scores[step].values()))
+        axes.axvline(best, color="black", alpha=0.4, linestyle=":", label=f"best: {best}")
+        values = [value for of in scores.values() for value in of.values()]
+        axes.set(
+            xlabel="iteration",
+            title=score_name,
+            ylim=(min(0.0, *values), 1.1 * max(values) if max(values) > 0 else None),
+        )
+        axes.set_xlim(subplots[0].get_xlim())
         axes.grid(alpha=0.3)
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     return figure

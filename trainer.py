@@ -506,9 +506,9 @@ def train(
         saved_step = state.step
 
     def evaluate() -> None:
+        state.check_finite()
         is_best = run.add_metrics(state.step, measure()) if measure is not None else False
         if agree(int(is_best), state.device):
-            state.check_finite()
             run.save_checkpoint(state.step, {"options": options.to_dict(), **state.to_checkpoint()}, BEST)
 
     saved_step = run.resumed_step

@@ -82,6 +82,9 @@ ELSEWHERE = {
     "compile": "tests/unit/test_trainer.py",
     "cuda_graph": "tests/golden/test_graph.py",
     "deterministic": "test_deterministic",
+    "eval_every": "tests/e2e/test_evaluate.py",
+    "features": "tests/e2e/test_evaluate.py",
+    "inception_weights": "tests/e2e/test_evaluate.py",
 }
 
 

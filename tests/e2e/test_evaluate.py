@@ -1,0 +1,393 @@
+"""evaluate.py as a user calls it, and the evaluations of --eval_every, with tiny networks."""
+
+import csv
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import cycle_gan
+import evaluate
+import vanilla_gan
+from tests.conftest import ROOT as PROJECT
+from tests.conftest import assert_same, command, make_domains, make_photo, resume, train
+from utils import run_main
+
+
+def call(*arguments) -> int:
+    """Run evaluate.py in this process, in the pixel features if no others are named."""
+    arguments = [str(argument) for argument in arguments]
+    if not any(argument.startswith(("--features", "--inception")) for argument in arguments):
+        arguments.append("--features=pixels")
+    try:
+        request = evaluate.parse(["--device=cpu", *arguments])
+    except SystemExit as stop:
+        return stop.code
+    return run_main(lambda: evaluate.main(request), evaluate.SCRIPT)
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def values(rows: list[dict], **where) -> dict[str, float]:
+    """Metric -> value, of the rows where the columns have these values."""
+    return {
+        row["metric"]: float(row["value"])
+        for row in rows
+        if all(str(row[key]) == str(value) for key, value in where.items())
+    }
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """Runs of both scripts with checkpoints at 2 and 4, and folders of images, which the tests leave as they are."""
+    world = tmp_path_factory.mktemp("world")
+    for folder, count, first in (("photos", 9, 0), ("others", 6, 50)):
+        (world / folder).mkdir()
+        for i in range(count):
+            make_photo((48, 48), first + i).save(world / folder / f"{i}.png")
+    make_domains(world / "domains")
+    common = [f"--checkpoint_dir={world}", "--train_iters=4", "--checkpoint_every=2", "--sample_every=4"]
+    assert train(*common, f"--data={world / 'photos'}", "--name=dcgan") == 0
+    assert train(*common, f"--data={world / 'domains'}", "--name=cyclegan", script="cycle_gan.py") == 0
+    assert train(*common, "--preset=toy_cats", "--name=toys", script="cycle_gan.py") == 0
+    (world / "sized").mkdir()
+    make_photo((40, 40), 0).save(world / "sized" / "a.png")
+    make_photo((64, 48), 1).save(world / "sized" / "b.png")
+    (world / "file.txt").write_text("not a checkpoint")
+    return world
+
+
+def test_samples_of_a_dcgan(world, tmp_path, capsys):
+    """What is written: the numbers with their protocol, and a picture; the run folder is the default place."""
+    run = shutil.copytree(world / "dcgan", tmp_path / "dcgan")
+    assert call(run) == 0
+    out = capsys.readouterr().out
+    assert "at iteration 4, 32x32" in out and "they are no FID" in out and "below 2048" in out
+    rows = rows_of(run)
+    assert {row["metric"] for row in rows} == {
+        "kernel distance x1000", "Frechet distance", "precision", "recall", "nearest distance ratio",
+        "SSIM between images", "SSIM between real images",
+    }  # fmt: skip
+    protocol = {"step": "4", "source": "evaluate.py", "task": "z", "split": "train", "features": "pixels",
+                "resize": "mean, to 16x16", "generated": "9", "reference": "9", "seed": "0"}  # fmt: skip
+    assert all(row[key] == value for row in rows for key, value in protocol.items())
+    written = json.loads((run / "evaluation-000004-pixels.json").read_text())
+    assert values(written["rows"]) == pytest.approx(values(rows), rel=1e-5)
+    picture = Image.open(run / "nearest-000004-pixels.png")
+    assert picture.size == (8 * (64 + 6) + 6, 2 * (32 + 6) + 6)  # 9 pairs, 8 in a row
+    assert call(run) == 0
+    assert len(rows_of(run)) == 2 * len(rows), "rows are added"
+
+
+def test_what_is_shown_is_what_the_generator_makes(world, tmp_path):
+    """The picture: samples of the averaged G of these latents, the one nearest to a real image first."""
+    assert call(world / "dcgan", f"--out={tmp_path}") == 0
+    checkpoint = torch.load(world / "dcgan/checkpoint-000004.pt", weights_only=True)
+    G = vanilla_gan.build_networks(vanilla_gan.VanillaOptions.from_dict(checkpoint["options"]))["G"].eval()
+    G.load_state_dict(checkpoint["ema"]["G"])
+    z = torch.rand(9, 4, 1, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    made = ((G(z) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    paths = [world / "photos" / f"{i}.png" for i in range(9)]
+    real = torch.stack([evaluate.decode(path, 32) for path in paths])
+    distances = torch.cdist(evaluate.pixels(made), evaluate.pixels(real))
+    closest = distances.amin(dim=1).argmin()
+    picture = torch.tensor(list(Image.open(tmp_path / "nearest-000004-pixels.png").get_flattened_data()))
+    picture = picture.view(2 * (32 + 6) + 6, -1, 3).permute(2, 0, 1)
+    assert (picture[:, 6:38, 6:38] - made[closest].int()).abs().max() <= 1
+    assert (picture[:, 6:38, 38:70] - real[distances[closest].argmin()].int()).abs().max() <= 1
+
+
+def test_the_same_seed_gives_the_same_numbers_and_the_batch_size_none_other(world, tmp_path):
+    found = {}
+    for name, flags in {"a": [], "b": [], "batch": ["--batch_size=2"], "seed": ["--seed=1"]}.items():
+        assert call(world / "dcgan", f"--out={tmp_path / name}", *flags) == 0
+        found[name] = values(rows_of(tmp_path / name))
+    assert found["a"] == found["b"] == pytest.approx(found["batch"], rel=1e-4) != pytest.approx(found["seed"], rel=1e-4)
+
+
+def test_checkpoint_and_file(world, tmp_path):
+    found = {}
+    for name, arguments in {
+        "newest": [world / "dcgan"],
+        "4": [world / "dcgan", "--checkpoint=4"],
+        "2": [world / "dcgan", "--checkpoint=2"],
+        "file": [world / "dcgan/checkpoint-000002.pt"],
+    }.items():
+        assert call(*arguments, f"--out={tmp_path / name}") == 0
+        found[name] = values(rows_of(tmp_path / name))
+    assert found["newest"] == found["4"] != found["2"] == found["file"]
+
+
+def test_num_images_and_reference(world, tmp_path):
+    assert call(world / "dcgan", "--num_images=5", f"--out={tmp_path / 'n'}") == 0
+    assert {row["generated"] for row in rows_of(tmp_path / "n")} == {"5"}
+    assert call(world / "dcgan", world / "others", f"--out={tmp_path / 'r'}") == 0
+    rows = rows_of(tmp_path / "r")
+    assert {(row["generated"], row["reference"], row["split"]) for row in rows} == {("6", "6", "given")}
+
+
+def test_translations_of_a_cyclegan(world, tmp_path):
+    """Both directions, both splits; no truth is known of these images."""
+    assert call(world / "cyclegan", f"--out={tmp_path}") == 0
+    rows = rows_of(tmp_path)
+    sizes = {(row["task"], row["split"]): (row["generated"], row["reference"]) for row in rows}
+    assert sizes == {("X2Y", "train"): ("10", "7"), ("X2Y", "test"): ("3", "3"), ("Y2X", "train"): ("7", "10"),
+                     ("Y2X", "test"): ("3", "3")}  # fmt: skip
+    metrics = {row["metric"] for row in rows}
+    assert {"L1 to reconstruction", "SSIM with reconstruction"} <= metrics and "L1 to truth" not in metrics
+    assert not {"precision", "recall"} & set(values(rows, split="test")), "of 3 images there is no third neighbor"
+    assert (tmp_path / "nearest-000004-pixels-X-Y.png").exists() and (
+        tmp_path / "nearest-000004-pixels-Y-X.png"
+    ).exists()
+
+
+def test_toy_cats_have_a_truth(world, tmp_path):
+    """Of the images to test on: compared with a plain computation."""
+    assert call(world / "toys", f"--out={tmp_path}") == 0
+    rows = rows_of(tmp_path)
+    assert "L1 to truth" not in values(rows, split="train")
+    x, y = (
+        torch.stack([evaluate.decode(path, 32) for path in sorted((PROJECT / "data/toy_cats_32" / name).glob("*.png"))])
+        for name in ("testA", "testB")
+    )
+    assert len(x) == 50
+    untranslated = (x.float() - y.float()).abs().mean().item() / 255
+    for task, direction, inputs, truth in (("X2Y", "G_XtoY", x, y), ("Y2X", "G_YtoX", y, x)):
+        found = values(rows, task=task, split="test")
+        assert found["L1 to truth, untranslated"] == pytest.approx(untranslated, rel=1e-4)
+        checkpoint = torch.load(world / "toys/checkpoint-000004.pt", weights_only=True)
+        G = cycle_gan.build_networks(cycle_gan.CycleOptions.from_dict(checkpoint["options"]))[direction].eval()
+        G.load_state_dict(checkpoint["ema"][direction])
+        with torch.no_grad():
+            made = (G(inputs.float() / 127.5 - 1) + 1) / 2
+        assert found["L1 to truth"] == pytest.approx((made - truth.float() / 255).abs().mean().item(), abs=2e-3)
+
+
+def test_two_folders(world, tmp_path, capsys):
+    assert call(world / "photos", world / "photos", f"--out={tmp_path}") == 0
+    same = values(rows_of(tmp_path))
+    assert same["Frechet distance"] == pytest.approx(0, abs=1e-6) and same["nearest distance ratio"] < 1e-6
+    assert (same["precision"], same["recall"]) == (1, 1)
+    capsys.readouterr()
+    assert call(world / "photos", world / "others") == 0
+    assert "wrote" not in capsys.readouterr().out, "without --out nothing is"
+    assert not (world / "photos" / "metrics.csv").exists()
+    assert call(world / "sized", world / "photos", "--image_size=32", f"--out={tmp_path / 'sized'}") == 0
+    assert {row["generated"] for row in rows_of(tmp_path / "sized")} == {"2"}
+
+
+class MeanColor(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean(dim=[2, 3])
+
+
+def test_features_of_a_file(world, tmp_path):
+    """A TorchScript module; the weights of a torchvision model; both are named in the rows, neither is called FID."""
+    torch.jit.script(MeanColor()).save(str(tmp_path / "mean_color.pt"))
+    from torchvision.models import resnet18
+
+    torch.manual_seed(0)
+    torch.save(resnet18(weights=None).state_dict(), tmp_path / "resnet18-01234567.pth")
+    for file, resize in (("mean_color.pt", "inside the module"), ("resnet18-01234567.pth", "to 224x224")):
+        out = tmp_path / file.split(".")[0]
+        assert call(world / "photos", world / "others", f"--features={tmp_path / file}", f"--out={out}") == 0
+        rows = rows_of(out)
+        assert {row["features"] for row in rows} == {Path(file).stem} and resize in rows[0]["resize"]
+        assert "FID" not in values(rows) and values(rows)["Frechet distance"] > 0
+    a, b = (
+        torch.stack([evaluate.decode(path, None) for path in evaluate.list_images(world / name)]).double().mean((2, 3))
+        for name in ("photos", "others")
+    )
+    expected = evaluate.frechet_distances(a, b)[0]
+    assert values(rows_of(tmp_path / "mean_color"))["Frechet distance"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_without_inception_the_rest_is_computed(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    address = (tmp_path / "nowhere-00000000.pth").as_uri()
+    monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.URL_INCEPTION_V3", address)
+    assert call(world / "photos", world / "others", "--features=inception", f"--out={tmp_path / 'out'}") == 0
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and address in err and "--inception_weights" in err and "hub/checkpoints" in err
+    assert {row["features"] for row in rows_of(tmp_path / "out")} == {"pixels"}
+
+
+def test_inception_weights_are_downloaded_once_and_checked(tmp_path, monkeypatch):
+    """From an address of this test, whose name has the beginning of the SHA-256, as the real one has."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    content = b"weights"
+    for digest in (hashlib.sha256(content).hexdigest()[:8], "00000000"):
+        source = tmp_path / f"weights-{digest}.pth"
+        source.write_bytes(content)
+        monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.URL_INCEPTION_V3", source.as_uri())
+        if digest == "00000000":
+            with pytest.raises(evaluate.UnavailableError, match="hash"):
+                evaluate.find_inception_weights(None)
+            assert not (tmp_path / "hub/checkpoints" / source.name).exists()
+        else:
+            found = evaluate.find_inception_weights(None)
+            assert found.read_bytes() == content and found.parent == tmp_path / "hub/checkpoints"
+            source.unlink()
+            assert evaluate.find_inception_weights(None) == found, "the second time it is there"
+
+
+class Canary:
+    """A pickle that writes a file when it is loaded."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+MISTAKES = {
+    "nothing there": (["{w}/nowhere", "{w}/photos"], ["nowhere", "neither a run folder"]),
+    "no reference": (["{w}/photos"], ["REFERENCE", "photos"]),
+    "reference of a CycleGAN": (["{w}/cyclegan", "{w}/photos"], ["REFERENCE", "both domains"]),
+    "no such checkpoint": (["{w}/dcgan", "--checkpoint=3"], ["--checkpoint", "3", "2, 4"]),
+    "no best": (["{w}/dcgan", "--checkpoint=best"], ["best.pt", "--eval_every"]),
+    "no checkpoint file": (["{w}/file.txt"], ["file.txt", "no checkpoint"]),
+    "sizes": (["{w}/sized", "{w}/photos"], ["--image_size", "sized", "differ"]),
+    "other sizes": (["{w}/photos", "{w}/domains/testA"], ["--image_size", "differ"]),
+    "size of a run": (["{w}/dcgan", "--image_size=64"], ["--image_size", "32"]),
+    "checkpoint of a folder": (["{w}/photos", "{w}/others", "--checkpoint=2"], ["--checkpoint", "no run"]),
+    "number for a folder": (["{w}/photos", "{w}/others", "--num_images=2"], ["--num_images", "no run"]),
+    "one image": (["{w}/dcgan", "--num_images=1"], ["--num_images", "1", "at least 2"]),
+    "no features": (["{w}/dcgan", "--features={w}/nothing.pt"], ["--features", "nothing.pt"]),
+    "features of nothing": (["{w}/dcgan", "--features={w}/file.txt"], ["--features", "file.txt"]),
+    "no weights": (["{w}/dcgan", "--inception_weights={w}/no.pth"], ["--inception_weights", "no.pth", "https://"]),
+    "other weights": (["{w}/dcgan", "--inception_weights={w}/file.txt"], ["--inception_weights", "file.txt"]),
+    "device": (["{w}/dcgan", "--device=gpu"], ["--device", "gpu"]),
+    "out": (["{w}/dcgan", "--out={w}/file.txt"], ["--out", "file.txt"]),
+    "flag": (["{w}/dcgan", "--feature=pixels"], ["--feature", "did you mean --features"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake(mistake, world, capsys):
+    arguments, words = MISTAKES[mistake]
+    before = sorted(world.rglob("*"))
+    assert call(*[argument.format(w=world) for argument in arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "Traceback" not in err
+    assert not [word for word in words if word not in err], err
+    assert sorted(world.rglob("*")) == before
+
+
+@pytest.mark.parametrize("flag", ["--inception_weights", "--features"])
+def test_hostile_weights_run_nothing(flag, world, tmp_path, capsys):
+    hostile = tmp_path / "resnet18-01234567.pth"
+    torch.save(Canary(tmp_path / "canary"), hostile)
+    assert call(world / "dcgan", f"{flag}={hostile}", f"--out={tmp_path / 'out'}") == 2
+    assert not (tmp_path / "canary").exists() and capsys.readouterr().err.count("\n") == 1
+
+
+def test_weights_that_do_not_fit_the_options(world, tmp_path, capsys):
+    checkpoint = torch.load(world / "dcgan/checkpoint-000004.pt", weights_only=True)
+    checkpoint["options"]["conv_dim"] = 3
+    torch.save(checkpoint, tmp_path / "other.pt")
+    assert call(tmp_path / "other.pt") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "don't fit its weights" in err and "size mismatch" in err
+
+
+def test_as_a_command(world, tmp_path):
+    done = command(PROJECT / "evaluate.py", str(world / "dcgan"), "--features=pixels", f"--out={tmp_path}")
+    assert done.returncode == 0 and "kernel distance" in done.stdout, done.stderr
+    manual = command(PROJECT / "evaluate.py", "--help")
+    assert manual.returncode == 0 and "python evaluate.py checkpoints/NAME" in manual.stdout
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# --eval_every
+
+
+@pytest.mark.parametrize("script", ["vanilla_gan.py", "cycle_gan.py"])
+def test_evaluations_while_training(script, run_once):
+    """Rows at each evaluation and at the end, the best kept; and nothing else is changed by it."""
+    flags = ["--train_iters=5", "--eval_every=2"]
+    run, plain = run_once(*flags, script=script), run_once("--train_iters=5", name="plain", script=script)
+    rows = rows_of(run.folder)
+    tasks = {"vanilla_gan.py": {"z"}, "cycle_gan.py": {"X2Y", "Y2X"}}[script]
+    assert {row["step"] for row in rows} == {"2", "4", "5"} and {row["task"] for row in rows} == tasks
+    assert {(row["source"], row["features"]) for row in rows} == {("training", "pixels")}
+    scores = {}
+    for row in rows:
+        if row["metric"] == "kernel distance x1000" and row["split"] == "train":
+            scores.setdefault(int(row["step"]), []).append(float(row["value"]))
+    best = min(scores, key=lambda step: sum(scores[step]))
+    assert torch.load(run.folder / "best.pt", weights_only=True)["step"] == best
+    assert f"Iteration {best}: kernel distance x1000 (pixels)" in run.log and "the best so far: best.pt" in run.log
+    keys = ("networks", "ema", "optimizers", "pools", "rng")
+    assert_same(*({key: r.checkpoint(5)[key] for key in keys} for r in (run, plain)))
+    assert not (plain.folder / "metrics.csv").exists() and not (plain.folder / "best.pt").exists()
+
+
+def test_the_same_numbers_as_evaluate(run_once, tmp_path):
+    run = run_once("--eval_every=2")
+    assert call(run.folder) == 0
+    rows = rows_of(run.folder)
+    assert values(rows, source="training") == values(rows, source="evaluate.py")
+    assert call(run.folder, "--checkpoint=best", f"--out={tmp_path / 'best'}") == 0
+    assert values(rows_of(tmp_path / "best")) == values(rows, source="training")
+
+
+def test_the_best_is_not_overwritten_by_a_worse_one(run_once, monkeypatch):
+    """With scores of our own: 3, 1, 2 at iterations 1, 2, 3."""
+    scores = iter([3.0, 1.0, 2.0])
+    measured = {"task": "z", "split": "train", "metric": "m", "std": None, "features": "f", "resize": "", "seed": 0,
+                "generated": 2, "reference": 2}  # fmt: skip
+    monkeypatch.setattr(evaluate.Evaluator, "__call__", lambda self, generators: [{**measured, "value": next(scores)}])
+    run = run_once("--eval_every=1", "--train_iters=3")
+    assert torch.load(run.folder / "best.pt", weights_only=True)["step"] == 2
+
+
+def test_a_resumed_run_measures_the_same(run_once, tmp_path):
+    """Stopped at 3, after a measurement at 2, and resumed from a checkpoint at 2: the table of the whole run."""
+    flags = ["--eval_every=1", "--checkpoint_every=2"]
+    whole = run_once(*flags, "--train_iters=4", name="whole")
+    torn = run_once(*flags, "--train_iters=3", name="torn")
+    (torn.folder / "checkpoint-000003.pt").unlink()
+    with open(torn.folder / "metrics.csv", "a") as file:
+        file.write("3,training,z,train,ker")  # a row that a crash has torn
+    assert resume(f"--resume={torn.folder}", "--train_iters=4") == 0
+    assert (torn.folder / "metrics.csv").read_text() == (whole.folder / "metrics.csv").read_text()
+    bests = [torch.load(run.folder / "best.pt", weights_only=True)["step"] for run in (whole, torn)]
+    assert bests[0] == bests[1]
+
+
+def test_features_while_training(run_once, tmp_path):
+    torch.jit.script(MeanColor()).save(str(tmp_path / "mean_color.pt"))
+    run = run_once("--eval_every=2", f"--features={tmp_path / 'mean_color.pt'}")
+    assert {row["features"] for row in rows_of(run.folder)} == {"mean_color"}
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--features=pixels"], ["--features", "--eval_every"]),
+        (["--eval_every=1", "--inception_weights=w.pth"], ["--inception_weights", "--features inception"]),
+        (["--eval_every=1", "--features=inception", "--inception_weights=w.pth"], ["--inception_weights", "w.pth"]),
+        (["--eval_every=1", "--features=nothing.pt"], ["--features", "nothing.pt"]),
+        (["--eval_every=-1"], ["--eval_every", "-1"]),
+    ],
+)
+def test_mistake_while_training(arguments, words, photos, tmp_path, capsys):
+    assert train(f"--data={photos}", f"--checkpoint_dir={tmp_path / 'runs'}", "--train_iters=1", *arguments) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and not [word for word in words if word not in err], err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_plot_has_a_panel_for_it(run_once):
+    plain, measured = run_once(name="plain"), run_once("--eval_every=1", name="measured")
+    heights = [Image.open(run.folder / "losses.png").height for run in (plain, measured)]
+    assert heights[1] > 1.5 * heights[0]
