@@ -35,7 +35,7 @@ def project(checkout):
 
 @pytest.fixture(scope="module")
 def results(project):
-    """What each command did: first those that start a run, two at a time, then in order those that go on with one."""
+    """What each command did: first those that start a run, two at a time, then in order those that use one."""
 
     def run(line: str):
         program, *arguments = shlex.split(line)
@@ -43,6 +43,9 @@ def results(project):
         if program == "torchrun":
             launcher = ["-m", "torch.distributed.run", "--standalone", arguments.pop(0)]
         script, *arguments = arguments
+        if script == "evaluate.py":  # without a download of Inception
+            features = [] if "--features" in arguments else ["--features=pixels"]
+            return line, command(project / script, *arguments, *features, cwd=project)
         if script.startswith("benchmarks/"):
             return line, command(project / script, *arguments, "--seconds=0.1", "--rounds=1", cwd=project)
         if "list" not in arguments:
@@ -51,10 +54,13 @@ def results(project):
             arguments += extra if "--resume" in arguments else [*TINY[script], *extra, "--log_step=1"]
         return line, command(project / script, *arguments, launcher=launcher, cwd=project)
 
+    def uses_a_run(line: str) -> bool:
+        return "--resume" in line or "evaluate.py" in line or "generate.py" in line
+
     lines = commands()
     with ThreadPoolExecutor(2) as pool:
-        results = dict(pool.map(run, [line for line in lines if "--resume" not in line]))
-    return results | dict(map(run, [line for line in lines if "--resume" in line]))
+        results = dict(pool.map(run, [line for line in lines if not uses_a_run(line)]))
+    return results | dict(map(run, [line for line in lines if uses_a_run(line)]))
 
 
 @pytest.mark.parametrize("line", commands())
@@ -81,6 +87,7 @@ def test_the_two_lines_of_the_start():
 
 def test_flags_and_presets_in_the_text_exist():
     pages = [command(ROOT / script, page).stdout for script in TINY for page in ("--help", "--preset=list")]
+    pages.append(command(ROOT / "evaluate.py", "--help").stdout)
     text = "".join(pages)
     flags = set(re.findall(r"--[a-z_0-9]+", README)) - {"--logdir", "--case", "--seconds", "--rounds"}
     flags -= {"--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint"}  # torchrun's
