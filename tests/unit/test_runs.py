@@ -151,11 +151,38 @@ def test_plot(tmp_path):
     draw_losses(rows[:1], {"": ["C"]}, "one row").savefig(tmp_path / "y.png")
 
 
+def test_plot_of_evaluations():
+    """A panel of its own, on the axis of the losses, from 0 on, with the best of the means marked."""
+    rows = [{"step": k, "A": 1.0, "lr": 1.0} for k in range(10, 110, 10)]
+    scores = {20: {"X2Y": 3.0, "Y2X": 9.0}, 40: {"X2Y": 5.0, "Y2X": 5.0}, 60: {"X2Y": 2.0, "Y2X": 9.0}}
+    losses, panel = draw_losses(rows, {"": ["A"]}, "a run", "KID x1000 (inception)", scores).axes
+    assert panel.get_title() == "KID x1000 (inception)" and panel.get_xlim() == losses.get_xlim()
+    assert panel.get_ylim() == (0, pytest.approx(9.9))
+    assert [text.get_text() for text in panel.get_legend().get_texts()] == ["X2Y", "Y2X", "best: 40"]
+    assert [line.get_ydata().tolist() for line in panel.lines[:2]] == [[3, 5, 2], [9, 5, 9]]
+
+
+def row(step, value, source="training", metric="m", split="train", features="f", task="z"):
+    columns = {"step": step, "source": source, "task": task, "split": split, "metric": metric, "value": value}
+    return {**dict.fromkeys(runs.METRICS, ""), **columns, "features": features}
+
+
+def test_scores_are_those_of_the_metric_that_stands_first(tmp_path):
+    """Read from metrics.csv: not the other metrics, splits, features, nor what evaluate.py measured."""
+    runs.append_metrics(tmp_path, [row(1, 9.0, features="old"), row(2, 1.0), row(2, 7.0, metric="n")])
+    runs.append_metrics(tmp_path, [row(2, 8.0, source="evaluate.py"), row(2, 6.0, split="test")])
+    runs.append_metrics(tmp_path, [row(4, 3.0), row(4, 5.0, task="y"), row(4, 7.0, metric="n")])
+    rows = runs.read_metrics(tmp_path)
+    assert len(rows) == 8 and rows[0]["features"] == "old"
+    assert runs.find_scores(rows) == ("m (f)", {2: {"z": 1.0}, 4: {"z": 3.0, "y": 5.0}})
+    assert runs.find_scores([]) == ("", {})
+
+
 def test_drawing_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
     """A drawing of a second is not repeated for 50 seconds, a quick one for 10; the last one always comes."""
     clock, cost, drawn = [0.0], [1.0], []
 
-    def draw(rows, panels, title):
+    def draw(rows, panels, title, *scores):
         clock[0] += cost[0]
         drawn.append(clock[0])
         return Figure()
