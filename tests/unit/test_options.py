@@ -223,8 +223,9 @@ def test_options_are_frozen():
         parse().lr = 1.0
 
 
-RESUMABLE = {"eval_every", "features", "inception_weights", "data", "name", "checkpoint_dir", "resume", "cache_gb", "num_workers", "train_iters", "num_epochs",
-    "log_step", "sample_every", "checkpoint_every", "device", "cuda_graph",
+RESUMABLE = {
+    "data", "name", "checkpoint_dir", "resume", "cache_gb", "num_workers", "train_iters", "num_epochs",
+    "log_step", "sample_every", "checkpoint_every", "eval_every", "features", "inception_weights", "device", "cuda_graph",
 }  # fmt: skip
 
 
