@@ -6,8 +6,11 @@ import re
 import pytest
 import torch
 
-from benchmarks import plain, speed
+import evaluate
+from benchmarks import plain, quality, speed
 from data.toy_cats import ensure_toy_cats
+from options import VanillaOptions, parse_command_line
+from tests.conftest import TINY, FinishedRun, resume
 
 
 @pytest.fixture
@@ -72,3 +75,44 @@ def test_speed_counts_after_a_warm_up(monkeypatch):
             now[0] += 10.0 if step == 0 else 0.5  # the first step is slow
             watch.tick()
     assert watch.rate == pytest.approx(2.0)
+
+
+def test_quality(photos, tmp_path, monkeypatch, capsys):
+    """Two cases and two seeds, with tiny networks, in this process: a row for each, and the runs that the flags say."""
+    started = []
+
+    def run(script, *arguments):
+        arguments = [str(argument) for argument in arguments]
+        started.append((script.name, arguments))
+        if script.name == "evaluate.py":
+            assert evaluate.main(evaluate.parse(arguments)) == 0
+        else:
+            assert resume(*arguments) == 0
+
+    monkeypatch.setattr(quality, "run", run)
+    flags = ["--case=basic", "--case=deluxe-diffaug-sn", "--seed=1", "--seed=2", "--train_iters=2", "--features=pixels"]
+    flags += [f"--data={photos}", f"--checkpoint_dir={tmp_path}"]
+    monkeypatch.setattr("sys.argv", ["quality.py", *flags, "--", *TINY["vanilla_gan.py"]])
+    for again in (False, True):
+        started.clear()
+        assert quality.main() == 0
+        assert [name for name, _ in started] == ["vanilla_gan.py", "evaluate.py"] * 4
+        assert ("--resume" in started[0][1]) is again
+    *_, names, line, first, _, _, last = capsys.readouterr().out.splitlines()
+    assert names.split(" | ")[:3] == ["| case", "seed", "kernel distance x1000"] and names.count("|") == line.count("|")
+    assert first.startswith("| basic | 1 | ") and first.endswith(" | 384 |")
+    assert (
+        last.startswith("| deluxe-diffaug-sn | 2 | ")
+        and last.endswith(" | 136 |")
+        and last.count("|") == line.count("|")
+    )
+    trained = FinishedRun(tmp_path / "deluxe-diffaug-sn-2-2").options
+    assert (
+        trained["spectral_norm"] and trained["use_diffaug"] and trained["data_aug"] == "deluxe" and trained["seed"] == 2
+    )
+    assert not FinishedRun(tmp_path / "basic-2-1").options["use_diffaug"]
+
+
+def test_every_case_of_the_table_is_a_command():
+    for flags, _ in quality.CASES.values():
+        parse_command_line(VanillaOptions, [*flags, "--data=x"], "vanilla_gan.py", "")
