@@ -13,7 +13,7 @@ ALLOWED = {
     "vanilla_gan.py": {"trainer", "runs", "data_loader", "models", "losses", "diff_augment", "options", "utils"},
     "cycle_gan.py": {"trainer", "runs", "data_loader", "models", "losses", "diff_augment", "options", "utils"},
     "evaluate.py": {"generate", "models", "data_loader", "data.decoding", "data.toy_cats", "runs", "options", "utils"},
-    "generate.py": {"models", "data_loader", "data.decoding", "runs", "options", "utils"},
+    "generate.py": {"models", "data_loader", "data.media", "runs", "options", "utils"},
     "trainer.py": {"runs", "utils"},
     "runs.py": {"utils"},
     "data_loader.py": {"utils", "data.decoding", "data.toy_cats"},
@@ -24,6 +24,7 @@ ALLOWED = {
     "utils.py": set(),
     "data/toy_cats.py": set(),
     "data/decoding.py": {"utils"},
+    "data/media.py": {"data.decoding", "utils"},
 }
 OURS = {name.removesuffix(".py").replace("/", ".") for name in ALLOWED}
 
