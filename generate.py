@@ -535,7 +535,10 @@ def translate_image(G: nn.Module, pixels: np.ndarray) -> np.ndarray:
 
 
 def translate_frames(G: nn.Module, frames: Iterable[Frame], smooth: float, batch_size: int) -> Iterator[Frame]:
-    """Translate frames as they come. What is shown is smooth x what was shown before + (1 - smooth) x the translation."""
+    """Translate frames as they come, `batch_size` at once.
+
+    What is shown is smooth x what was shown before + (1 - smooth) x the translation.
+    """
     frames, shown = iter(frames), None
     while batch := list(itertools.islice(frames, batch_size)):
         for frame, image in zip(batch, translate_pixels(G, np.stack([frame.pixels for frame in batch])), strict=True):

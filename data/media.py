@@ -140,10 +140,13 @@ class Video:
             with av.open(str(path)) as container:
                 stream = container.streams.video[0]
                 next(container.decode(stream))
-                self.rate = stream.average_rate or stream.guessed_rate or Fraction(25)
                 self.time_base = stream.time_base
                 seconds = Fraction(container.duration or 0, av.time_base)
-                self.count = stream.frames or round(seconds * self.rate) or None
+                rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+                if stream.frames and stream.duration:  # of a GIF the others are guesses
+                    rate = stream.frames / (stream.duration * stream.time_base)
+                self.rate = rate.limit_denominator(1001)
+                self.count = stream.frames or round(seconds * rate) or None
         except (av.FFmpegError, IndexError, StopIteration) as error:
             raise UserError(f"{path} is no video that can be read ({_reason(error)}); give another") from None
 
@@ -191,7 +194,8 @@ def write_video(path: Path, frames: Iterable[Frame], rate: Fraction, time_base: 
         nonlocal count
         with av.open(file, "w", format=kind, options=for_muxer) as container:
             stream, graph = None, None
-            for count, (time, duration, pixels) in enumerate(frames, start=1):
+            for time, duration, pixels in frames:
+                count += 1
                 if kind != "gif":
                     pixels = np.pad(pixels, ((0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)), mode="edge")
                 if stream is None:
