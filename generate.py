@@ -106,8 +106,8 @@ def number(kind: type, range_: str, holds: Callable[[Any], bool]) -> Callable[[s
     return read
 
 
-def build_parser() -> OneLineParser:
-    """Return the command line, with a sub-command for each use."""
+def build_parser() -> tuple[OneLineParser, dict[str, OneLineParser]]:
+    """Return the command line, and that of each sub-command by its name."""
     how = dict(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser = OneLineParser(prog=SCRIPT, description=__doc__, **how)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -176,13 +176,16 @@ def build_parser() -> OneLineParser:
     export = add_command("export", EXPORT_HELP, "FILE .onnx, or .pt for torchscript")
     export.add_argument("--format", required=True, choices=("onnx", "torchscript"), help="kind of file")
     export.add_argument("--direction", metavar="{X2Y,Y2X}", help="of a CycleGAN: from which domain to which")
-    return parser
+    return parser, commands.choices
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Read and check a command line. Raises SystemExit: 0 after --help, 2 after one line on stderr for a mistake."""
-    parser = build_parser()
-    options = parser.parse_args(argv)
+    parser, commands = build_parser()
+    options, unknown = parser.parse_known_args(argv)
+    parser = commands[options.command]  # its mistakes are told as such, with the flags that it has
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if options.command == "sample":
         if options.n is None and options.seeds is None:
             parser.error("--seeds: missing; say how many images with -n, or which with --seeds")
@@ -236,6 +239,7 @@ from utils import UserError, choose_device, image_grid, keep_freed_memory, run_m
 
 Item = TypeVar("Item")
 _PROGRESS_SECONDS = 10  # between two lines of progress where there is no terminal
+_BATCH_PIXELS = 2**16  # of frames that pass through the network at once, as far as they are small
 _WALK_STEP = 0.5  # largest step of a random walk, of each coordinate of z
 _EXPORT_TOLERANCE = 1e-4  # largest difference between an exported network and PyTorch, on a scale of [-1, 1]
 
@@ -534,16 +538,19 @@ def translate_image(G: nn.Module, pixels: np.ndarray) -> np.ndarray:
     return np.dstack([translation, pixels[:, :, 3:]])
 
 
-def translate_frames(G: nn.Module, frames: Iterable[Frame], smooth: float, batch_size: int) -> Iterator[Frame]:
-    """Translate frames as they come, `batch_size` at once.
+def translate_frames(G: nn.Module, frames: Iterable[Frame], smooth: float) -> Iterator[Frame]:
+    """Translate frames as they come, small ones several at once.
 
     What is shown is smooth x what was shown before + (1 - smooth) x the translation.
     """
     frames, shown = iter(frames), None
-    while batch := list(itertools.islice(frames, batch_size)):
+    batch = list(itertools.islice(frames, 1))
+    while batch:
         for frame, image in zip(batch, translate_pixels(G, np.stack([frame.pixels for frame in batch])), strict=True):
             shown = image if shown is None else blend(image, shown, smooth)  # (3, H, W)
             yield frame._replace(pixels=to_pixels(shown[None])[0])
+        height, width = batch[0].pixels.shape[:2]
+        batch = list(itertools.islice(frames, min(8, max(1, _BATCH_PIXELS // (height * width)))))
 
 
 def translate_files(G: nn.Module, files: list[Path], targets: list[Path], size: int | None) -> int:
@@ -609,7 +616,7 @@ def translate(options: argparse.Namespace) -> int:
     if source.suffix.lower() in VIDEOS_READ:
         video, started = Video(source), time.monotonic()
         frames = (frame._replace(pixels=resize_shorter(frame.pixels, options.image_size)) for frame in video)
-        results = ahead(translate_frames(G, ahead(frames), options.smooth or 0.0, _batch_size(G)))
+        results = ahead(translate_frames(G, ahead(frames), options.smooth or 0.0))
         shown = progress(results, video.count, "frames")
         count = write_video(target, shown, video.rate, video.time_base, loop=True)
         print(f"translated {count} of {count} frames to {target}, {count / (time.monotonic() - started):.1f} frames/s")
@@ -627,11 +634,6 @@ def translate(options: argparse.Namespace) -> int:
     failed = translate_files(G, files, targets, options.image_size)
     print(f"translated {len(files) - failed} of {len(files)} to {options.out}")
     return 1 if failed else 0
-
-
-def _batch_size(G: nn.Module) -> int:
-    """Return how many frames pass through the network at once: a GPU wants several."""
-    return 1 if next(G.parameters()).device.type == "cpu" else 8
 
 
 # ----------------------------------------------------------------------------------------------------------------------

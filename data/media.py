@@ -162,7 +162,7 @@ class Video:
                     size = size or {"width": frame.width, "height": frame.height}  # some change it on the way
                     has_alpha = frame.format.name in ("bgra", "rgba", "pal8", "yuva420p")
                     pixels = frame.to_ndarray(format="rgba" if has_alpha else "rgb24", **size)  # (H, W, 3 or 4)
-                    pixels = np.asarray(to_rgb(Image.fromarray(pixels))) if has_alpha else pixels
+                    pixels = np.array(to_rgb(Image.fromarray(pixels))) if has_alpha else pixels
                     pixels = np.rot90(pixels, frame.rotation // 90)  # phones film sideways and note how to turn it
                     last = max(time - start, last + 1)
                     yield Frame(last, frame.duration or step, np.ascontiguousarray(pixels))
@@ -192,7 +192,7 @@ def write_video(path: Path, frames: Iterable[Frame], rate: Fraction, time_base: 
 
     def write(file: BinaryIO) -> None:
         nonlocal count
-        with av.open(file, "w", format=kind, options=for_muxer) as container:
+        with av.open(file, "w", format=kind, options={**for_muxer, "fflags": "+bitexact"}) as container:
             stream, graph = None, None
             for time, duration, pixels in frames:
                 count += 1
