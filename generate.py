@@ -398,12 +398,12 @@ def sample(options: argparse.Namespace) -> int:
     G = load_for(options, "vanilla_gan.py").generators["z"]
     device = next(G.parameters()).device
 
-    # Draw the images one by one: in a batch the last bits would depend on the others.
+    # Draw the images one by one: in a batch the last bits would depend on the others. Files are written meanwhile.
+    drawn = ahead(G(options.truncation * latent_of(seed, G.noise_size).to(device)) for seed in options.seeds)
     images = []
-    for seed in progress(options.seeds, len(options.seeds), "images"):
-        image = G(options.truncation * latent_of(seed, G.noise_size).to(device))  # (1, 3, S, S)
+    for seed, image in progress(zip(options.seeds, drawn, strict=True), len(options.seeds), "images"):
         if folder is not None:
-            write_image(folder / f"seed-{seed:06d}.png", to_pixels(image)[0])
+            write_image(folder / f"seed-{seed:06d}.png", to_pixels(image)[0])  # image: (1, 3, S, S)
         if grid is not None:
             images.append(image)
 
