@@ -16,14 +16,14 @@ import argparse
 import signal
 import sys
 
-from options import Parser
+from options import OneLineParser
 
 SCRIPT = "evaluate.py"
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line; a mistake ends the program with one line and exit code 2."""
-    parser = Parser(
+    parser = OneLineParser(
         prog=SCRIPT, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("run", metavar="RUN_OR_FOLDER", help="run folder, checkpoint file, or folder of images")
@@ -88,7 +88,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data_loader import decode, find_domains, find_images, list_images, load_images
-from generate import Trained, load_trained
 from models import sample_latents
 from runs import is_run, save_evaluation
 from utils import UserError, choose_device, image_grid, keep_freed_memory, rank, run_main
@@ -495,7 +494,7 @@ class Evaluator:
         self.is_toy = not options.test_split and (folders[0] / "attributes.json").is_file()
 
     def cases(self, generators: dict[str, Generator]) -> list[Case]:
-        """Generate what there is to measure, with the generators of each direction, as in `Trained`."""
+        """Generate what there is to measure, with the generators by direction: z, or X2Y and Y2X."""
         if "z" in generators:
             [(_, split)] = self.real
             [real] = self.real.values()
@@ -604,14 +603,15 @@ def describe(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def main(request: argparse.Namespace) -> int:
     """Measure what the command line says; return the exit code."""
+    from generate import load_trained  # here, because training, which measures too, has no use for it
+
     device = choose_device(request.device)
     keep_freed_memory()
     torch.set_flush_denormal(True)
 
     # Find the generators, or read the two folders.
     where = Path(request.run)
-    trained: Trained | None = None
-    reference = None
+    trained = reference = None
     if is_run(where):
         trained = load_trained(where, request.checkpoint, device)
         if request.image_size is not None:

@@ -67,6 +67,11 @@ def _count_doublings(image_size: int) -> int:
     return int(math.log2(image_size)) - 2
 
 
+def _is_exporting() -> bool:
+    """Whether the network is being written down, for ONNX or TorchScript, rather than computed."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Layers
 
@@ -131,7 +136,8 @@ class _OfImage(torch.autograd.Function):
 
 def _by_phases(x: Tensor, channels: int) -> bool:
     """Whether a transposed convolution of `x` to so many channels, or a gradient of that shape, is to go by phases."""
-    return x.device.type == "cpu" and channels <= 4 and not torch.is_autocast_enabled("cpu")
+    is_slow = x.device.type == "cpu" and channels <= 4 and not torch.is_autocast_enabled("cpu")
+    return is_slow and not _is_exporting()  # no file format knows our autograd functions
 
 
 def upsample_matrix() -> Tensor:
@@ -193,6 +199,8 @@ def reflect_pad(x: Tensor, padding: int) -> Tensor:
     Joins slices: PyTorch's own reflection padding has no deterministic gradient on CUDA.
     """
     p = padding
+    if _is_exporting():  # which needs no gradient, and for which slices of an unknown size take minutes to reason about
+        return F.pad(x, (p, p, p, p), mode="reflect")  # (B, C, H + 2p, W + 2p)
     x = torch.cat([x[:, :, 1 : p + 1].flip(2), x, x[:, :, -p - 1 : -1].flip(2)], dim=2)  # (B, C, H + 2p, W)
     return torch.cat([x[:, :, :, 1 : p + 1].flip(3), x, x[:, :, :, -p - 1 : -1].flip(3)], dim=3)  # (.., W + 2p)
 

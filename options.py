@@ -448,7 +448,7 @@ def _check_range(field: dataclasses.Field, value: Any) -> None:
         raise ValueError(f"--{field.name}: {value} is out of range; use a number {stated}")
 
 
-class Parser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
@@ -462,7 +462,7 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser(cls: type[CommonOptions], prog: str, manual: str) -> argparse.ArgumentParser:
     """Return the command line of an options class: every field a flag, in its group, with choices and default."""
-    parser = Parser(
+    parser = OneLineParser(
         prog=prog,
         usage="%(prog)s [options]",
         description=manual,

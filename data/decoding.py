@@ -26,7 +26,7 @@ from utils import write_json, write_whole
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 _CACHE_VERSION = 1  # raised when the same files would be decoded to other pixels
 _CACHE_SECONDS = 2.0  # what takes less to decode is not kept
 
@@ -58,7 +58,7 @@ def decode(path: Path, size: int | None) -> Tensor:
     Raises:
         OSError, ValueError, SyntaxError, Image.DecompressionBombError: whatever Pillow says of a broken file.
     """
-    with Image.open(path, formats=_FORMATS) as image:
+    with Image.open(path, formats=FORMATS) as image:
         image = to_rgb(image)
     if size is not None:
         image = TF.center_crop(TF.resize(image, size, InterpolationMode.BICUBIC), [size, size])
