@@ -1,12 +1,23 @@
 """The commands of the README, run as they stand there, with small sizes added."""
 
+import contextlib
+import io
+import os
 import re
 import shlex
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 
+import numpy as np
 import pytest
+import torch
 
+import evaluate
+import generate
+from data.media import Frame, write_video
 from tests.conftest import ROOT, TINY, FinishedRun, command, make_photo
+from utils import run_main
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -30,12 +41,16 @@ def project(checkout):
         (checkout / folder).mkdir(parents=True)
         for i in range(6):
             make_photo((40, 40), i).save(checkout / folder / f"{i}.png")
+    make_photo((40, 30), 0).save(checkout / "photos/apple.jpg")
+    frames = (Frame(i, 1, np.asarray(make_photo((40, 30), i))) for i in range(4))
+    write_video(checkout / "photos/film.mp4", frames, Fraction(25), Fraction(1, 25))
     return checkout
 
 
 @pytest.fixture(scope="module")
 def results(project):
-    """What each command did: first those that start a run, two at a time, then in order those that use one."""
+    """What each command did: first those that start a run, two at a time, then in order those that go on with one, and
+    at last those that use one, in this process, which has torch already."""
 
     def run(line: str):
         program, *arguments = shlex.split(line)
@@ -43,9 +58,6 @@ def results(project):
         if program == "torchrun":
             launcher = ["-m", "torch.distributed.run", "--standalone", arguments.pop(0)]
         script, *arguments = arguments
-        if script == "evaluate.py":  # without a download of Inception
-            features = [] if "--features" in arguments else ["--features=pixels"]
-            return line, command(project / script, *arguments, *features, cwd=project)
         if script.startswith("benchmarks/"):
             return line, command(project / script, *arguments, "--seconds=0.1", "--rounds=1", cwd=project)
         if "list" not in arguments:
@@ -54,13 +66,29 @@ def results(project):
             arguments += extra if "--resume" in arguments else [*TINY[script], *extra, "--log_step=1"]
         return line, command(project / script, *arguments, launcher=launcher, cwd=project)
 
-    def uses_a_run(line: str) -> bool:
-        return "--resume" in line or "evaluate.py" in line or "generate.py" in line
+    def use(line: str):
+        _, script, *arguments = shlex.split(line)
+        if script == "evaluate.py" and "--features" not in arguments:
+            arguments.append("--features=pixels")  # rather than download Inception
+        module = {"evaluate.py": evaluate, "generate.py": generate}[script]
+        out, err = io.StringIO(), io.StringIO()
+        before = os.getcwd()
+        os.chdir(project)
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                code = run_main(lambda: module.main(module.parse(arguments)), script)
+        finally:
+            os.chdir(before)
+        return line, subprocess.CompletedProcess(line, code, out.getvalue(), err.getvalue())
 
     lines = commands()
+    starting, resuming, using = [], [], []
+    for line in lines:
+        uses = line.startswith(("python evaluate.py", "python generate.py"))
+        (using if uses else resuming if "--resume" in line else starting).append(line)
     with ThreadPoolExecutor(2) as pool:
-        results = dict(pool.map(run, [line for line in lines if not uses_a_run(line)]))
-    return results | dict(map(run, [line for line in lines if uses_a_run(line)]))
+        results = dict(pool.map(run, starting))
+    return results | dict(map(run, resuming)) | dict(map(use, using))
 
 
 @pytest.mark.parametrize("line", commands())
@@ -88,11 +116,20 @@ def test_the_two_lines_of_the_start():
 def test_flags_and_presets_in_the_text_exist():
     pages = [command(ROOT / script, page).stdout for script in TINY for page in ("--help", "--preset=list")]
     pages.append(command(ROOT / "evaluate.py", "--help").stdout)
+    pages += [parser.format_help() for parser in generate.build_parser()[1].values()]
     text = "".join(pages)
-    flags = set(re.findall(r"--[a-z_0-9]+", README)) - {"--logdir", "--case", "--seconds", "--rounds"}
+    flags = set(re.findall(r"--[a-z_0-9]+", README)) - {"--logdir", "--case", "--seconds", "--rounds", "--help"}
     flags -= {"--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint"}  # torchrun's
     assert flags and not [flag for flag in flags if flag not in text]
     assert not [name for name in re.findall(r"--preset (\w+)", README) if name not in text and name != "list"]
+
+
+def test_the_python_of_the_text(project, results, monkeypatch):
+    [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(project)
+    made = {"apples": torch.rand(2, 3, 32, 64) * 2 - 1}
+    exec(code, made)
+    assert made["images"].shape == (16, 3, 32, 32) and made["oranges"].shape == (2, 3, 32, 64)
 
 
 def test_pictures_exist_and_are_small():
@@ -105,7 +142,7 @@ def test_pictures_exist_and_are_small():
 def test_run_folder_of_the_text(project, results):
     """Every file that a run wrote is one that the README names."""
     block = README.split("checkpoints/<name>/\n")[1].split("\n\n")[0]
-    named = [re.sub(r"\d{6}", "*", line.split()[0]) for line in block.splitlines()]
+    named = [re.sub(r"\d{6}(-inception)?", "*", line.split()[0]) for line in block.splitlines()]
     patterns = [name for name in named if name != "samples/"]
     for path in [*(project / "checkpoints/my-cats").rglob("*"), *(project / "checkpoints/my-fruit").rglob("*")]:
         if path.is_file():
