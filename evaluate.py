@@ -94,6 +94,9 @@ from utils import UserError, choose_device, image_grid, keep_freed_memory, rank,
 
 Generator = Callable[[Tensor], Tensor]  # in eval mode: latents or images -> images in [-1, 1]
 _FEW = 2048  # below as many images a Frechet distance is far above that of many
+_VERY_FEW = (
+    100  # below as many precision and recall say little: a noisy image may have the third nearest for a neighbor
+)
 _PAIRS = 1000  # of images, for the mean SSIM between them
 _NEIGHBORS = 3  # of precision and recall
 _AT_ONCE = 16  # images that a generator makes at once: always as many, so that the result depends on nothing else
@@ -592,13 +595,31 @@ def read_folder(folder: str, size: int | None) -> Tensor:
     return torch.stack(images)
 
 
+# Metric, or how its name begins -> how to read it.
+READINGS = {
+    "KID": "less is better",
+    "kernel distance": "less is better",
+    "FID": "less is better",
+    "MiFID": "less is better",
+    "Frechet distance": "less is better",
+    "precision": "share of the generated that are like real ones; 1 is best",
+    "recall": "share of the real that are like generated ones; 1 is best",
+    "nearest distance ratio": "near 1: as new as real images are; near 0: copies",
+    "SSIM between": "1: all images are the same",
+    "L1": "of pixels in [0, 1]; 0 is best",
+    "SSIM with": "1 is best",
+}
+
+
 def describe(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Return the rows of one case as lines for the user."""
     width = max(len(row["metric"]) for row in rows)
-    return [
-        f"    {row['metric']:{width}}  {row['value']:10.4g}" + (f"  ± {row['std']:.2g}" if row["std"] else "")
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        number = f"{row['value']:.4g}" + (f" ± {row['std']:.2g}" if row["std"] else "")
+        reading = next(reading for start, reading in READINGS.items() if row["metric"].startswith(start))
+        lines.append(f"    {row['metric']:{width}}  {number:16}  {reading}")
+    return lines
 
 
 def main(request: argparse.Namespace) -> int:
@@ -666,16 +687,19 @@ def main(request: argparse.Namespace) -> int:
         rows += new
         if case.task not in pictures:  # of the training images, if there are several splits
             pictures[case.task] = picture_of_nearest(case, distances, places)
-        title = {"z": "samples", "folder": "images"}.get(case.task, f"translations {case.task}")
-        real = {"train": "training images", "test": "images to test on", "given": "real images"}[case.split]
-        print(f"{len(case.generated)} {title} and {len(case.reference)} {real}")
+        title = {"z": "samples", "folder": f"images of {where}"}.get(case.task, f"translations {case.task}")
+        real = {"train": "training images", "test": "images to test on", "given": f"real images of {request.reference}"}
+        real = real[case.split]
+        print(f"{len(case.generated)} {title}, against {len(case.reference)} {real}")
         print("\n".join(describe(new)))
     fewest = min(min(len(case.generated), len(case.reference)) for case in cases)
     if fewest < _FEW:
         print(
             f"Warning: with {fewest} images Frechet distances come out too large: below {_FEW} compare them only "
-            f"among equal numbers of images. The kernel distance has no such bias"
+            "among equal numbers of images. The kernel distance has no such bias"
         )
+    if fewest < _VERY_FEW:
+        print(f"Warning: with {fewest} images precision and recall say little")
 
     # Keep the numbers with their protocol, and the pictures.
     if out is not None:

@@ -605,6 +605,7 @@ def draw_losses(
         floor = min(0.0, min(row[name] for row in rows for name in names))
         axes.set_ylim(floor, 1.1 * ceiling if ceiling > floor else None)  # a few early spikes must not flatten the rest
         axes.set(xlabel="iteration", ylabel="loss", title=panel)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     if scores:
@@ -622,6 +623,7 @@ def draw_losses(
             ylim=(min(0.0, *values), 1.1 * max(values) if max(values) > 0 else None),
         )
         axes.set_xlim(subplots[0].get_xlim())
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     return figure
