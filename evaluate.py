@@ -60,6 +60,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and value < least:
             parser.error(f"--{name}: {value} is out of range; use a number at least {least}")
+    if options.seed >= 2**63:
+        parser.error(f"--seed: {options.seed} is out of range; use a number below 2^63")
+    if options.inception_weights is not None and options.features != "inception":
+        parser.error(f"--inception_weights: does nothing with --features {options.features}; leave one out")
     if options.device not in ("auto", "cuda", "mps", "cpu"):
         parser.error(f"--device: {options.device!r} is unknown; choose from auto, cuda, mps, cpu")
     return options
@@ -109,19 +113,16 @@ class Features(NamedTuple):
     """What images are compared in.
 
     Attributes:
-        name: for tables; "inception" is what FID is defined on.
+        name: for tables.
         extract: uint8 (B, 3, H, W) -> (B, d).
         resize: how images come to the size that it needs.
+        is_inception: whether kernel and Frechet distances in them are KID and FID.
     """
 
     name: str
     extract: Callable[[Tensor], Tensor]
     resize: str
-
-    @property
-    def is_inception(self) -> bool:
-        """Whether kernel and Frechet distances are KID and FID."""
-        return self.name == "inception"
+    is_inception: bool = False
 
 
 class UnavailableError(UserError):
@@ -171,18 +172,25 @@ def _load_inception(weights: Path, device: torch.device) -> Features:
 
     try:
         torch.load(weights, weights_only=True)  # torch-fidelity itself would also run what a hostile file says
-        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights)).to(device)
+        with torch.random.fork_rng(devices=[]):  # a network begins with random weights
+            network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights)).to(device)
     except Exception as error:  # pickles of any kind
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"--inception_weights: {weights} doesn't hold the weights of Inception ({reason})") from None
-    return Features("inception", lambda images: network(images)[0], "bilinear as TensorFlow 1, to 299x299")
+    return Features("inception", lambda images: network(images)[0], "bilinear as TensorFlow 1, to 299x299", True)
+
+
+def _name_of(path: Path) -> str:
+    """Return the name of a file as one that can do no harm in tables and file names, and is none of our own."""
+    name = re.sub(r"[^\w-]+", "_", path.stem).strip("_-")
+    return name if name not in ("", "inception", "pixels") else f"file_{name}"
 
 
 def _load_torchscript(path: Path, device: torch.device) -> Features:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated, and still the one format that needs no code
         network = torch.jit.load(str(path), map_location=device).eval()
-    return Features(path.stem, lambda images: network(images.float()), "inside the module")
+    return Features(_name_of(path), lambda images: network(images.float()), "inside the module")
 
 
 def _load_torchvision(path: Path, device: torch.device) -> Features:
@@ -204,7 +212,7 @@ def _load_torchvision(path: Path, device: torch.device) -> Features:
         images = F.interpolate(images.float() / 255, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)
         return network((images - mean) / std).flatten(1)
 
-    return Features(path.stem, extract, "bicubic with antialias, to 224x224")
+    return Features(_name_of(path), extract, "bicubic with antialias, to 224x224")
 
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of the colors
@@ -227,7 +235,8 @@ def load_features(features: str, inception_weights: str | None, device: torch.de
     try:
         with zipfile.ZipFile(path) as archive:
             is_script = any("/code/" in name for name in archive.namelist())
-        loaded = (_load_torchscript if is_script else _load_torchvision)(path, device)
+        with torch.random.fork_rng(devices=[]):  # a network begins with random weights
+            loaded = (_load_torchscript if is_script else _load_torchvision)(path, device)
         tried = extract_features(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), loaded, device)
         if tried.ndim != 2 or not tried.isfinite().all():
             raise ValueError(f"it makes {tuple(tried.shape)} of 2 images, not (2, d) finite numbers")
@@ -298,9 +307,11 @@ def frechet_distances(generated: Tensor, reference: Tensor) -> tuple[float, floa
     generated, reference = in_their_span(generated, reference)
     distances = []
     for metric in (FrechetInceptionDistance, MemorizationInformedFrechetInceptionDistance):
-        distance = metric(_AsGiven(generated.shape[1]))
-        distance.update(reference, real=True)
-        distance.update(generated, real=False)
+        distance = metric(_AsGiven(generated.shape[1]), sync_on_compute=False)
+        # torchmetrics looks for the nearest "fake" of each "real" one, where the paper has the nearest real one of each
+        # generated; for the rest the order doesn't matter.
+        distance.update(generated, real=True)
+        distance.update(reference, real=False)
         distances.append(distance.compute().item())
     return distances[0], distances[1]
 
@@ -320,7 +331,9 @@ def kernel_distance(generated: Tensor, reference: Tensor, seed: int) -> tuple[fl
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")  # of the memory that the features take
             torch.manual_seed(seed)
-            metric = KernelInceptionDistance(_AsGiven(generated.shape[1]), subsets=count, subset_size=size)
+            metric = KernelInceptionDistance(
+                _AsGiven(generated.shape[1]), subsets=count, subset_size=size, sync_on_compute=False
+            )
             metric.update(reference, real=True)
             metric.update(generated, real=False)
             mean, std = metric.compute()
@@ -424,7 +437,7 @@ class Case(NamedTuple):
 
     Attributes:
         task: "z" for samples of a DCGAN, "X2Y" or "Y2X" for translations, "folder".
-        split: of the real images: "train", "test", or "given".
+        split: of the real images: "train", "test", or the folder that they come from.
         inputs: what was translated.
         reconstructions: the translations, translated back.
         truth: what the translations should be, where that is known.
@@ -461,7 +474,7 @@ class Evaluator:
         script, options: of the run.
         features: what to compare in.
         num_images: samples, or images of each folder to translate; None for as many as there are real ones.
-        reference: real images to use instead of those that a DCGAN was trained on.
+        reference: a folder, and the real images in it, to use instead of those that a DCGAN was trained on.
 
     Raises:
         UserError: the images are not there, or only one.
@@ -469,7 +482,7 @@ class Evaluator:
 
     def __init__(
         self, script: str, options: Any, features: Features, device: torch.device, seed: int = 0,
-        num_images: int | None = None, batch_size: int = 32, reference: Tensor | None = None,
+        num_images: int | None = None, batch_size: int = 32, reference: tuple[str, Tensor] | None = None,
     ):  # fmt: skip
         self.script, self.options, self.features, self.device = script, options, features, device
         self.seed, self.num_images, self.batch_size = seed, num_images, batch_size
@@ -477,7 +490,8 @@ class Evaluator:
         self._known: dict[tuple[str, str], tuple[Tensor, Measurement]] = {}  # their features, and their similarity
         self.is_toy = False
         if reference is not None:
-            self.real["images", "given"] = reference
+            folder, images = reference
+            self.real["images", folder] = images
         else:
             self._load()
 
@@ -493,8 +507,8 @@ class Evaluator:
             if len(images.test) > 1 and script != "vanilla_gan.py":
                 self.real[domain, "test"] = torch.stack([decode(path, options.image_size) for path in images.test])
         # The toy cats to test on are drawn in both domains, in one order.
-        folders = [source.train.parent for source in sources.values()]
-        self.is_toy = not options.test_split and (folders[0] / "attributes.json").is_file()
+        [root, *others] = {source.train.parent for source in sources.values()}
+        self.is_toy = not options.test_split and not others and (root / "attributes.json").is_file()
 
     def cases(self, generators: dict[str, Generator]) -> list[Case]:
         """Generate what there is to measure, with the generators by direction: z, or X2Y and Y2X."""
@@ -590,6 +604,8 @@ def read_folder(folder: str, size: int | None) -> Tensor:
         print(f"Warning: {len(bad)} images in {folder} are not readable: {', '.join(bad[:5])}", file=sys.stderr)
     if not images:
         raise UserError(f"{folder}: no image is readable; give another folder")
+    if len(images) == 1:
+        raise UserError(f"{folder}: one image is too few to measure anything by; give a folder of more")
     if len({image.shape for image in images}) > 1:
         raise UserError(f"--image_size: the images in {folder} differ in size; say which one they are to have")
     return torch.stack(images)
@@ -640,15 +656,16 @@ def main(request: argparse.Namespace) -> int:
         if request.reference is not None and trained.script != "vanilla_gan.py":
             raise UserError(f"REFERENCE: {request.reference} can't stand for both domains of a CycleGAN; leave it out")
         if request.reference is not None:
-            reference = read_folder(request.reference, trained.options.image_size)
+            reference = request.reference, read_folder(request.reference, trained.options.image_size)
     else:
         if request.reference is None:
             raise UserError(f"REFERENCE: missing; {where} is no run, so name the folder of the real images too")
         for flag, default in {"checkpoint": "newest", "num_images": None}.items():
             if getattr(request, flag) != default:
                 raise UserError(f"--{flag}: {where} is no run; leave the flag out")
-        made, reference = (read_folder(folder, request.image_size) for folder in (request.run, request.reference))
-        if made.shape[1:] != reference.shape[1:]:
+        made, real = (read_folder(folder, request.image_size) for folder in (request.run, request.reference))
+        reference = request.reference, real
+        if made.shape[1:] != real.shape[1:]:
             raise UserError(
                 "--image_size: the images of the two folders differ in size; say which one they are to have"
             )
@@ -677,7 +694,7 @@ def main(request: argparse.Namespace) -> int:
         cases = evaluator.cases(trained.generators)
     else:
         evaluator = Evaluator("", None, features, device, request.seed, None, request.batch_size, reference)
-        cases = [Case("folder", "given", made, reference)]
+        cases = [Case("folder", request.reference, made, real)]
     if not features.is_inception:
         print(f"Distances in the features {features.name}: they are no FID and can't be compared with one")
     rows, pictures = [], {}
@@ -688,8 +705,7 @@ def main(request: argparse.Namespace) -> int:
         if case.task not in pictures:  # of the training images, if there are several splits
             pictures[case.task] = picture_of_nearest(case, distances, places)
         title = {"z": "samples", "folder": f"images of {where}"}.get(case.task, f"translations {case.task}")
-        real = {"train": "training images", "test": "images to test on", "given": f"real images of {request.reference}"}
-        real = real[case.split]
+        real = {"train": "training images", "test": "images to test on"}.get(case.split, f"images of {case.split}")
         print(f"{len(case.generated)} {title}, against {len(case.reference)} {real}")
         print("\n".join(describe(new)))
     fewest = min(min(len(case.generated), len(case.reference)) for case in cases)
@@ -704,7 +720,7 @@ def main(request: argparse.Namespace) -> int:
     # Keep the numbers with their protocol, and the pictures.
     if out is not None:
         step = trained.step if trained is not None else 0
-        about = {"what": str(where), "reference": request.reference, "script": trained and trained.script}
+        about = {**vars(request), "script": trained and trained.script}
         written = save_evaluation(out, step, features.name, about, rows, pictures)
         print("\n".join(f"wrote {path}" for path in written))
     return 0

@@ -158,7 +158,7 @@ def build_parser() -> tuple[OneLineParser, dict[str, OneLineParser]]:
     walk.add_argument("--loop", action="store_true", help="lead back to the first frame; a GIF then never stops")
     walk.add_argument("--spherical", action="store_true", help="turn z (slerp) and blend its length")
     walk.add_argument(
-        "--random_walk", action="store_true", help="let each seed begin a random walk of its own, with a step a second"
+        "--random_walk", action="store_true", help="let each seed begin a random walk of its own, about a step a second"
     )
 
     translate = add_command("translate", TRANSLATE_HELP, "OUTPUT what INPUT is: an image, a folder or a video")
@@ -458,12 +458,14 @@ def walk(
 
     It ends at the last point, or with `loop` one step before the first one.
     """
-    steps = frames if loop else frames - 1
     points = torch.cat([points, points[:1]]) if loop else points
-    for i in range(frames):
-        position = i * (len(points) - 1) / steps
-        before = min(int(position), len(points) - 2)
-        yield between(points[before], points[before + 1], position - before)[None]
+    steps, ways = frames if loop else frames - 1, len(points) - 1
+    at = [round(k * steps / ways) for k in range(ways + 1)]  # the frame of each point
+    for k in range(ways):
+        for i in range(at[k], at[k + 1]):
+            yield between(points[k], points[k + 1], (i - at[k]) / (at[k + 1] - at[k]))[None]
+    if not loop:
+        yield points[-1:]
 
 
 def interpolate(options: argparse.Namespace) -> int:
@@ -476,7 +478,7 @@ def interpolate(options: argparse.Namespace) -> int:
 
     # Choose the points of each walk.
     if options.random_walk:
-        count = 2 + int(options.frames / options.fps)
+        count = max(2, round(options.frames / options.fps) + (not options.loop))
         walks = [random_walk(seed, count, G.noise_size) for seeds in options.seeds for seed in seeds]
     else:
         walks = [torch.cat([latent_of(seed, G.noise_size) for seed in seeds]) for seeds in options.seeds]
@@ -619,7 +621,13 @@ def translate(options: argparse.Namespace) -> int:
         results = ahead(translate_frames(G, ahead(frames), options.smooth or 0.0))
         shown = progress(results, video.count, "frames")
         count = write_video(target, shown, video.rate, video.time_base, loop=True)
-        print(f"translated {count} of {count} frames to {target}, {count / (time.monotonic() - started):.1f} frames/s")
+        speed = count / (time.monotonic() - started)
+        print(f"translated {count} of {count} frames to {target}, {speed:.1f} frames/s")
+        if video.ended < 0.98 * video.seconds - 2 / video.rate:
+            ended, seconds = float(video.ended), float(video.seconds)
+            sys.stderr.write(
+                f"Warning: the frames of {source} end after {ended:.1f} of {seconds:.1f} s; is it cut off?\n"
+            )
         return 0
 
     # Image files; a single one that is no image is a mistake, one of many is a failure.
@@ -628,7 +636,10 @@ def translate(options: argparse.Namespace) -> int:
             pixels = resize_shorter(read_image(source), options.image_size)
         except Exception as error:  # Pillow's decoders raise whatever the bytes lead them to
             raise UserError(f"INPUT: {source} is no image that can be read ({error}); give another") from None
-        write_image(target, translate_image(G, pixels))
+        try:
+            write_image(target, translate_image(G, pixels))
+        except ValueError as error:  # WebP and JPEG have a largest size
+            raise UserError(f"--out: {target} can't be written ({error}); use another ending") from None
         print(f"translated 1 of 1 to {target}")
         return 0
     failed = translate_files(G, files, targets, options.image_size)

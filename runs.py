@@ -24,6 +24,7 @@ import csv
 import dataclasses
 import datetime
 import io
+import itertools
 import json
 import os
 import platform
@@ -448,9 +449,13 @@ def read_metrics(folder: Path) -> list[dict[str, str]]:
 def append_metrics(folder: Path, rows: list[dict[str, Any]]) -> Path:
     """Add rows to metrics.csv, in one piece; return its path."""
     path = folder / "metrics.csv"
-    header = "" if path.exists() else ",".join(METRICS) + "\n"
+    header = ",".join(METRICS) + "\n"
+    before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    if before and not before.startswith(header):
+        raise UserError(f"{path} has other columns than those of this program; move it away")
+    start = header if not before else "" if before.endswith("\n") else "\n"  # after a row that a crash has torn
     with open(path, "a", encoding="utf-8") as file:
-        file.write(header + _as_csv(rows))
+        file.write(start + _as_csv(rows))
     return path
 
 
@@ -486,10 +491,14 @@ def save_evaluation(
         pictures: task -> uint8 (3, H, W) of generated images beside the nearest real ones.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{step:06d}-{features}"
     rows = [{"step": step, "source": "evaluate.py", **row} for row in rows]
-    written = [folder / f"evaluation-{stem}.json"]
-    write_json(written[0], {**about, "step": step, "rows": rows})
+    content = {**about, "step": step, "rows": rows}
+    for number in itertools.count(1):  # the same evaluation again replaces itself, another one takes another name
+        stem = f"{step:06d}-{features}" + (f"-{number}" if number > 1 else "")
+        written = [folder / f"evaluation-{stem}.json"]
+        if not written[0].exists() or json.loads(written[0].read_text(encoding="utf-8")) == content:
+            break
+    write_json(written[0], content)
     for task, picture in pictures.items():
         name = f"nearest-{stem}" + (f"-{task[0]}-{task[-1]}" if "2" in task else "") + ".png"
         write_whole(folder / name, lambda file, picture=picture: _to_image(picture).save(file, format="PNG"))
@@ -592,7 +601,7 @@ def draw_losses(
     figure = Figure(figsize=(9, height))
     # Fixed margins, with room for the legends: to fit them to the text takes as long as the drawing itself.
     figure.subplots_adjust(left=0.08, right=0.8, top=1 - 0.7 / height, bottom=0.5 / height, hspace=0.25)
-    figure.suptitle(title, fontsize=11, y=1 - 0.15 / height)
+    figure.suptitle(title, fontsize=11, y=1 - 0.15 / height, parse_math=False)
     subplots = list(figure.subplots(count, squeeze=False)[:, 0])
     for axes, (panel, names) in zip(subplots[: len(panels)], panels.items(), strict=True):
         ceiling = 0.0

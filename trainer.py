@@ -510,6 +510,7 @@ def train(
         is_best = run.add_metrics(state.step, measure()) if measure is not None else False
         if agree(int(is_best), state.device):
             run.save_checkpoint(state.step, {"options": options.to_dict(), **state.to_checkpoint()}, BEST)
+            save()  # so that a run never goes on from before its best
 
     saved_step = run.resumed_step
     run.say(f"Training to iteration {total} in {run.folder}" + (f", from {state.step}" if state.step else ""))
@@ -555,7 +556,7 @@ def train(
                 evaluate()
 
             # Save everything.
-            if state.step % options.checkpoint_every == 0:
+            if state.step % options.checkpoint_every == 0 and saved_step != state.step:
                 save()
 
         # Save where training ended or was stopped.

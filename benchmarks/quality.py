@@ -6,7 +6,8 @@
 
 The six cases of the table are those of "When cats meet GANs": basic or deluxe, without and with DiffAugment, and with
 spectral norm besides; `best` is our own preset. Each is a run folder in --checkpoint_dir, named case-iterations-seed;
-one that was begun goes on, one that is finished is only measured. Everything after `--` goes to vanilla_gan.py.
+one that was begun goes on, one that is finished is only measured. Flags after `--` go to vanilla_gan.py when a run
+begins.
 """
 
 import argparse
@@ -43,7 +44,9 @@ def measure(folder: Path, features: str) -> dict[str, str]:
     """Evaluate the newest checkpoint of a run; return metric -> value of the newest rows of its metrics.csv."""
     run(ROOT / "evaluate.py", folder, "--features", features)
     with open(folder / "metrics.csv", encoding="utf-8", newline="") as file:
-        return {row["metric"]: row["value"] for row in csv.DictReader(file) if row["source"] == "evaluate.py"}
+        rows = [row for row in csv.DictReader(file) if row["source"] == "evaluate.py"]
+    newest = [row for row in rows if all(row[key] == rows[-1][key] for key in ("step", "features", "seed", "split"))]
+    return {row["metric"]: row["value"] for row in newest}
 
 
 def main() -> int:
@@ -55,7 +58,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, action="append", help="may be given several times; default: 11")
     parser.add_argument("--features", default="inception", help="as of evaluate.py; default: inception")
     parser.add_argument("--checkpoint_dir", type=Path, default="checkpoints/quality", metavar="FOLDER")
-    options, rest = parser.parse_known_args([part for part in sys.argv[1:] if part != "--"])
+    arguments = sys.argv[1:]
+    place = arguments.index("--") if "--" in arguments else len(arguments)
+    options, rest = parser.parse_args(arguments[:place]), arguments[place + 1 :]
 
     lines = []
     for case in options.case or CASES:

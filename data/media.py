@@ -40,7 +40,11 @@ VIDEO_FORMATS = {
     ".webm": ("webm", "libvpx-vp9", "yuv420p", {"crf": "20", "b": "0", "deadline": "realtime", "cpu-used": "5"}),
     ".gif": ("gif", "gif", "pal8", {}),
 }
-VIDEOS_READ = (*VIDEO_FORMATS, ".avi", ".m4v")
+
+# Ending -> FFmpeg's name of what reads it. Left to itself FFmpeg looks inside, and plays a list of other files as well.
+VIDEOS_READ = {
+    ".mp4": "mov", ".mov": "mov", ".m4v": "mov", ".mkv": "matroska", ".webm": "matroska", ".gif": "gif", ".avi": "avi",
+}  # fmt: skip
 
 Item = TypeVar("Item")
 _END = object()
@@ -129,6 +133,8 @@ class Video:
         rate: frames a second, on average.
         time_base: unit of the frames' times, in seconds.
         count: of the frames, as far as the file says.
+        seconds: its length, as the file says; 0 if it doesn't.
+        ended: when its frames ended, in seconds, once they were iterated over.
 
     Raises:
         UserError: no video, an empty or a broken one; while iterating also where it breaks.
@@ -137,7 +143,7 @@ class Video:
     def __init__(self, path: Path):
         self.path = path
         try:
-            with av.open(str(path)) as container:
+            with self._open() as container:
                 stream = container.streams.video[0]
                 next(container.decode(stream))
                 self.time_base = stream.time_base
@@ -147,15 +153,20 @@ class Video:
                     rate = stream.frames / (stream.duration * stream.time_base)
                 self.rate = rate.limit_denominator(1001)
                 self.count = stream.frames or round(seconds * rate) or None
+                self.seconds = stream.duration * stream.time_base if stream.duration else seconds
+                self.ended = Fraction(0)
         except (av.FFmpegError, IndexError, StopIteration) as error:
             raise UserError(f"{path} is no video that can be read ({_reason(error)}); give another") from None
+
+    def _open(self) -> Any:
+        return av.open(str(self.path), format=VIDEOS_READ[self.path.suffix.lower()])
 
     def __iter__(self) -> Iterator[Frame]:
         """Yield the frames, upright, from time 0 on; transparent ones on white."""
         step = max(1, round(1 / (self.rate * self.time_base)))
         start, size, last = None, None, -step
         try:
-            with av.open(str(self.path)) as container:
+            with self._open() as container:
                 for frame in container.decode(container.streams.video[0]):
                     time = frame.pts if frame.pts is not None else (start or 0) + last + step
                     start = time if start is None else start
@@ -165,9 +176,11 @@ class Video:
                     pixels = np.array(to_rgb(Image.fromarray(pixels))) if has_alpha else pixels
                     pixels = np.rot90(pixels, frame.rotation // 90)  # phones film sideways and note how to turn it
                     last = max(time - start, last + 1)
+                    self.ended = (last + (frame.duration or step)) * self.time_base
                     yield Frame(last, frame.duration or step, np.ascontiguousarray(pixels))
         except av.FFmpegError as error:
-            raise UserError(f"{self.path} is broken after {last * self.time_base:.1f} s ({_reason(error)})") from None
+            ended = float(self.ended)
+            raise UserError(f"{self.path} is broken after {ended:.1f} s ({_reason(error)}); give another") from None
 
 
 def write_video(path: Path, frames: Iterable[Frame], rate: Fraction, time_base: Fraction, loop: bool = False) -> int:

@@ -12,10 +12,11 @@ from PIL import Image
 
 import cycle_gan
 import evaluate
+import runs
 import vanilla_gan
 from data.toy_cats import ensure_toy_cats
 from tests.conftest import ROOT as PROJECT
-from tests.conftest import assert_same, command, make_domains, make_photo, resume, train
+from tests.conftest import TINY, assert_same, command, make_domains, make_photo, resume, train
 from utils import run_main
 
 
@@ -59,6 +60,8 @@ def world(tmp_path_factory) -> Path:
     assert train(*common, f"--data={world / 'domains'}", "--name=cyclegan", script="cycle_gan.py") == 0
     cats = ensure_toy_cats(world / "cats", 32, train=8, test=5)
     assert train(*common, f"--data={cats}", "--name=toys", script="cycle_gan.py") == 0
+    (world / "one").mkdir()
+    make_photo((40, 40), 0).save(world / "one" / "a.png")
     (world / "sized").mkdir()
     make_photo((40, 40), 0).save(world / "sized" / "a.png")
     make_photo((64, 48), 1).save(world / "sized" / "b.png")
@@ -132,7 +135,7 @@ def test_num_images_and_reference(world, tmp_path):
     assert {row["generated"] for row in rows_of(tmp_path / "n")} == {"5"}
     assert call(world / "dcgan", world / "others", f"--out={tmp_path / 'r'}") == 0
     rows = rows_of(tmp_path / "r")
-    assert {(row["generated"], row["reference"], row["split"]) for row in rows} == {("6", "6", "given")}
+    assert {(row["generated"], row["reference"], row["split"]) for row in rows} == {("6", "6", str(world / "others"))}
 
 
 def test_translations_of_a_cyclegan(world, tmp_path):
@@ -211,6 +214,45 @@ def test_features_of_a_file(world, tmp_path):
     assert values(rows_of(tmp_path / "mean_color"))["Frechet distance"] == pytest.approx(expected, rel=1e-3)
 
 
+def test_a_file_by_the_name_of_ours_is_not_called_fid(world, tmp_path):
+    torch.jit.script(MeanColor()).save(str(tmp_path / "inception.pt"))
+    out = tmp_path / "out"
+    assert call(world / "photos", world / "others", f"--features={tmp_path / 'inception.pt'}", f"--out={out}") == 0
+    assert "FID" not in values(rows_of(out)) and {row["features"] for row in rows_of(out)} == {"file_inception"}
+
+
+def test_names_of_features_can_do_no_harm(tmp_path):
+    torch.jit.script(MeanColor()).save(str(tmp_path / "=1+1\x1b[31m$.pt"))
+    found = evaluate.load_features(str(tmp_path / "=1+1\x1b[31m$.pt"), None, torch.device("cpu"))
+    assert found.name == "1_1_31m"
+
+
+def test_to_load_features_leaves_the_random_generator(tmp_path):
+    """A network begins with random weights, before it loads those of a file: a run must not notice."""
+    from torchvision.models import squeezenet1_1
+
+    torch.save(squeezenet1_1(weights=None).state_dict(), tmp_path / "squeezenet1_1-01234567.pth")
+    before = torch.get_rng_state()
+    evaluate.load_features(str(tmp_path / "squeezenet1_1-01234567.pth"), None, torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_another_evaluation_does_not_replace_the_first(world, tmp_path):
+    for arguments in ([], [], ["--seed=3"], ["--num_images=4"]):
+        assert call(world / "dcgan", f"--out={tmp_path}", *arguments) == 0
+    names = {path.name for path in tmp_path.glob("evaluation-*")}
+    assert names == {f"evaluation-000004-pixels{number}.json" for number in ("", "-2", "-3")}
+    seeds = [json.loads((tmp_path / f"evaluation-000004-pixels{n}.json").read_text())["seed"] for n in ("", "-2", "-3")]
+    assert seeds == [0, 3, 0] and len(list(tmp_path.glob("nearest-*"))) == 3
+
+
+def test_a_table_of_other_columns_is_left_alone(world, tmp_path, capsys):
+    (tmp_path / "metrics.csv").write_text("a,b\n1,2\n")
+    assert call(world / "dcgan", f"--out={tmp_path}") == 2
+    assert "metrics.csv has other columns" in capsys.readouterr().err
+    assert (tmp_path / "metrics.csv").read_text() == "a,b\n1,2\n"
+
+
 def test_without_inception_the_rest_is_computed(world, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     address = (tmp_path / "nowhere-00000000.pth").as_uri()
@@ -267,6 +309,13 @@ MISTAKES = {
     "features of nothing": (["{w}/dcgan", "--features={w}/file.txt"], ["--features", "file.txt"]),
     "no weights": (["{w}/dcgan", "--inception_weights={w}/no.pth"], ["--inception_weights", "no.pth", "https://"]),
     "other weights": (["{w}/dcgan", "--inception_weights={w}/file.txt"], ["--inception_weights", "file.txt"]),
+    "one image in a folder": (["{w}/one", "{w}/photos"], ["one", "too few"]),
+    "one real image": (["{w}/dcgan", "{w}/one"], ["one", "too few"]),
+    "seed": (["{w}/dcgan", "--seed=99999999999999999999"], ["--seed", "below 2^63"]),
+    "weights not used": (
+        ["{w}/dcgan", "--features=pixels", "--inception_weights=x"],
+        ["--inception_weights", "pixels"],
+    ),
     "device": (["{w}/dcgan", "--device=gpu"], ["--device", "gpu"]),
     "out": (["{w}/dcgan", "--out={w}/file.txt"], ["--out", "file.txt"]),
     "flag": (["{w}/dcgan", "--feature=pixels"], ["--feature", "did you mean --features"]),
@@ -364,6 +413,31 @@ def test_a_resumed_run_measures_the_same(run_once, tmp_path):
     assert (torn.folder / "metrics.csv").read_text() == (whole.folder / "metrics.csv").read_text()
     bests = [torch.load(run.folder / "best.pt", weights_only=True)["step"] for run in (whole, torn)]
     assert bests[0] == bests[1]
+
+
+def test_rows_after_a_torn_one(world, tmp_path):
+    assert call(world / "dcgan", f"--out={tmp_path}") == 0
+    whole = rows_of(tmp_path)
+    with open(tmp_path / "metrics.csv", "a") as file:
+        file.write("4,evaluate.py,z,tra")
+    assert call(world / "dcgan", f"--out={tmp_path}") == 0
+    assert runs.read_metrics(tmp_path) == [*whole, *whole]
+
+
+def test_a_run_never_goes_on_from_before_its_best(run_once):
+    run = run_once("--eval_every=2", "--train_iters=3", "--checkpoint_every=100")
+    assert torch.load(run.folder / "best.pt", weights_only=True)["step"] in run.steps("checkpoint-*.pt")
+
+
+def test_two_processes_measure_once(images_of, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    flags = [*TINY["vanilla_gan.py"], f"--data={images_of['vanilla_gan.py']}", f"--checkpoint_dir={tmp_path / 'runs'}"]
+    flags += ["--name=two", "--train_iters=2", "--eval_every=1"]
+    done = command(PROJECT / "vanilla_gan.py", *flags, launcher=launcher)
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(tmp_path / "runs/two")
+    assert [row["step"] for row in rows if row["metric"] == "recall"] == ["1", "2"]
+    assert (tmp_path / "runs/two/best.pt").exists()
 
 
 def test_features_while_training(run_once, tmp_path):

@@ -222,6 +222,22 @@ def test_video(place, capsys, source, target):
     assert sorted(path.name for path in place.iterdir()) == sorted(["cats", "fruit", source, target])
 
 
+def test_a_video_that_is_cut_off_is_told(place, capsys):
+    film(place / "a.mkv", 60)
+    content = (place / "a.mkv").read_bytes()
+    (place / "cut.mkv").write_bytes(content[: len(content) // 2])
+    for name, is_cut_off in (("a.mkv", False), ("cut.mkv", True)):
+        assert use("translate", "fruit", name, "--direction=X2Y", "-o", f"to-{name}") == 0
+        assert ("is it cut off?" in capsys.readouterr().err) is is_cut_off
+
+
+def test_an_image_that_the_format_can_not_hold(place, capsys):
+    make_photo((16500, 8), 0).save(place / "long.png")
+    assert use("translate", "fruit", "long.png", "--direction=X2Y", "-o", "long.webp") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "--out: long.webp" in err and not (place / "long.webp").exists()
+
+
 def test_smooth_and_size_of_a_video(place):
     film(place / "a.mp4")
     for name, flags in {"plain": [], "smooth": ["--smooth=0.9"], "small": ["--image_size=16"]}.items():

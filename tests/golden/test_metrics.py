@@ -56,6 +56,9 @@ def test_memorization_informed_distance_punishes_what_is_near():
     a, b = (x / x.norm(dim=1, keepdim=True) for x in (generated, reference))
     near = (1 - a @ b.t()).amin(dim=1).mean().item()
     assert 0 < near < 0.1 and informed == pytest.approx(plain / near, rel=0.05)
+    copies = reference[:1] + 1e-3 * draws(30, 40, 3)  # near one of the real ones, where most real ones are near to none
+    plain, informed = frechet_distances(copies, reference)
+    assert informed > 1e3 * plain, "what counts is how near the generated are, not the real ones"
     far = draws(30, 40, 2)
     assert frechet_distances(far, reference)[0] == pytest.approx(frechet_distances(far, reference)[1])
 
@@ -140,7 +143,7 @@ def test_pixel_features():
 
 def test_names_say_what_the_features_are():
     a, b = draws(6, 4, 0), draws(6, 4, 1)
-    inception = [one.metric for one in compare(a, b, Features("inception", pixels, ""), 0)]
+    inception = [one.metric for one in compare(a, b, Features("inception", pixels, "", True), 0)]
     others = [one.metric for one in compare(a, b, Features("resnet18", pixels, ""), 0)]
     assert inception[:3] == ["KID x1000", "FID", "MiFID"] and others[:2] == [
         "kernel distance x1000",

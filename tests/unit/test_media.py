@@ -3,6 +3,7 @@
 import weakref
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -84,6 +85,14 @@ def test_walk():
     assert walked([0, 1, 0.5], 5, False) == [0, 0.5, 1, 0.75, 0.5]
     assert walked([0, 1, 0.5], 6, True) == [0, 0.5, 1, 0.75, 0.5, 0.25]  # the next would be the first again
     assert len(walked([0, 1, 0.5], 7, True)) == len(walked([0, 1, 0.5], 7, False)) == 7
+
+
+def test_a_walk_is_at_each_point_whatever_the_number_of_frames():
+    points = [0.0, 1.0, -1.0, 0.5]
+    for frames in range(4, 40):
+        for loop in (False, True):
+            seen = walked(points, frames, loop)
+            assert len(seen) == frames and not {0.0, 1.0, -1.0, 0.5} - set(seen)
 
 
 def test_random_walk():
@@ -244,6 +253,44 @@ def test_broken_video(tmp_path, content):
     (tmp_path / "a.mp4").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.mp4 is no video"):
         Video(tmp_path / "a.mp4")
+
+
+def test_a_video_that_breaks_says_where(tmp_path, monkeypatch):
+    """With an error of FFmpeg after 10 of its frames, a tenth of a second each."""
+    write_video(tmp_path / "a.mp4", film(20), Fraction(10), Fraction(1, 10))
+    video = Video(tmp_path / "a.mp4")
+
+    class Breaks:
+        def __init__(self, container):
+            self.container, self.streams = container, container.streams
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            self.container.close()
+
+        def decode(self, stream):
+            for i, frame in enumerate(self.container.decode(stream)):
+                if i == 10:
+                    raise av.error.InvalidDataError(1, "Invalid data found")
+                yield frame
+
+    whole = Video._open
+    monkeypatch.setattr(Video, "_open", lambda self: Breaks(whole(self)))
+    seen = []
+    with pytest.raises(UserError, match=r"a\.mp4 is broken after 1\.0 s \(Invalid data found\)"):
+        seen.extend(video)
+    assert len(seen) == 10
+
+
+def test_a_list_of_other_files_is_no_video(tmp_path):
+    """FFmpeg would play what the list names."""
+    film_to = tmp_path / "other.mp4"
+    write_video(film_to, film(3), Fraction(10), Fraction(1, 10))
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile other.mp4\n")
+    with pytest.raises(UserError, match="is no video"):
+        Video(tmp_path / "list.mp4")
 
 
 def test_a_video_that_breaks_leaves_nothing(tmp_path):
