@@ -114,6 +114,7 @@ def test_the_same_seed_gives_the_same_numbers_and_the_batch_size_none_other(worl
     for name, flags in {"a": [], "b": [], "batch": ["--batch_size=2"], "seed": ["--seed=1"]}.items():
         assert call(world / "dcgan", f"--out={tmp_path / name}", *flags) == 0
         found[name] = values(rows_of(tmp_path / name))
+    assert found["a"]["Frechet distance"] != found["seed"]["Frechet distance"], "other samples, not only other subsets"
     assert found["a"] == found["b"] == pytest.approx(found["batch"], rel=1e-4) != pytest.approx(found["seed"], rel=1e-4)
 
 
@@ -151,6 +152,24 @@ def test_translations_of_a_cyclegan(world, tmp_path):
     assert (tmp_path / "nearest-000004-pixels-X-Y.png").exists() and (
         tmp_path / "nearest-000004-pixels-Y-X.png"
     ).exists()
+
+
+def test_the_way_back_leads_to_the_input(world, tmp_path):
+    """Each translation goes back through the generator of the other direction: compared with a plain computation."""
+    assert call(world / "cyclegan", f"--out={tmp_path}") == 0
+    checkpoint = torch.load(world / "cyclegan/checkpoint-000004.pt", weights_only=True)
+    networks = cycle_gan.build_networks(cycle_gan.CycleOptions.from_dict(checkpoint["options"]))
+    for name in ("G_XtoY", "G_YtoX"):
+        networks[name].eval().load_state_dict(checkpoint["ema"][name])
+    for task, there, back, folder in (("X2Y", "G_XtoY", "G_YtoX", "testA"), ("Y2X", "G_YtoX", "G_XtoY", "testB")):
+        inputs = torch.stack([evaluate.decode(world / "domains" / folder / f"{i}.png", 32) for i in range(3)]) / 255
+        with torch.no_grad():
+            right, wrong = (
+                (networks[second](networks[there](inputs * 2 - 1)) / 2 + 0.5 - inputs).abs().mean().item()
+                for second in (back, there)
+            )
+        found = values(rows_of(tmp_path), task=task, split="test")["L1 to reconstruction"]
+        assert found == pytest.approx(right, abs=2e-3) and abs(right - wrong) > 4e-3
 
 
 def test_toy_cats_have_a_truth(world, tmp_path):
