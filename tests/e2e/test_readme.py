@@ -118,7 +118,14 @@ def test_flags_and_presets_in_the_text_exist():
     pages.append(command(ROOT / "evaluate.py", "--help").stdout)
     pages += [parser.format_help() for parser in generate.build_parser()[1].values()]
     text = "".join(pages)
-    flags = set(re.findall(r"--[a-z_0-9]+", README)) - {"--logdir", "--case", "--seconds", "--rounds", "--help"}
+    flags = set(re.findall(r"--[a-z_0-9]+", README)) - {
+        "--logdir",
+        "--case",
+        "--seconds",
+        "--rounds",
+        "--help",
+        "--index-url",
+    }
     flags -= {"--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint"}  # torchrun's
     assert flags and not [flag for flag in flags if flag not in text]
     assert not [name for name in re.findall(r"--preset (\w+)", README) if name not in text and name != "list"]
