@@ -16,7 +16,7 @@ import runs
 import vanilla_gan
 from data.toy_cats import ensure_toy_cats
 from tests.conftest import ROOT as PROJECT
-from tests.conftest import TINY, assert_same, command, make_domains, make_photo, resume, train
+from tests.conftest import assert_same, command, make_domains, make_photo, resume, train
 from utils import run_main
 
 
@@ -446,17 +446,6 @@ def test_rows_after_a_torn_one(world, tmp_path):
 def test_a_run_never_goes_on_from_before_its_best(run_once):
     run = run_once("--eval_every=2", "--train_iters=3", "--checkpoint_every=100")
     assert torch.load(run.folder / "best.pt", weights_only=True)["step"] in run.steps("checkpoint-*.pt")
-
-
-def test_two_processes_measure_once(images_of, tmp_path):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    flags = [*TINY["vanilla_gan.py"], f"--data={images_of['vanilla_gan.py']}", f"--checkpoint_dir={tmp_path / 'runs'}"]
-    flags += ["--name=two", "--train_iters=2", "--eval_every=1"]
-    done = command(PROJECT / "vanilla_gan.py", *flags, launcher=launcher)
-    assert done.returncode == 0, done.stderr
-    rows = rows_of(tmp_path / "runs/two")
-    assert [row["step"] for row in rows if row["metric"] == "recall"] == ["1", "2"]
-    assert (tmp_path / "runs/two/best.pt").exists()
 
 
 def test_features_while_training(run_once, tmp_path):

@@ -1,6 +1,7 @@
 """The commands of the README, run as they stand there, with small sizes added."""
 
 import contextlib
+import csv
 import io
 import os
 import re
@@ -8,15 +9,17 @@ import shlex
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+import data_loader
 import evaluate
 import generate
 from data.media import Frame, write_video
-from tests.conftest import ROOT, TINY, FinishedRun, command, make_photo
+from tests.conftest import ROOT, TINY, FinishedRun, command, make_photo, resume
 from utils import run_main
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,7 +53,7 @@ def project(checkout):
 @pytest.fixture(scope="module")
 def results(project):
     """What each command did: first those that start a run, two at a time, then in order those that go on with one, and
-    at last those that use one, in this process, which has torch already."""
+    at last those that use one; these, and the many presets, in this process, which has torch already."""
 
     def run(line: str):
         program, *arguments = shlex.split(line)
@@ -70,13 +73,17 @@ def results(project):
         _, script, *arguments = shlex.split(line)
         if script == "evaluate.py" and "--features" not in arguments:
             arguments.append("--features=pixels")  # rather than download Inception
-        module = {"evaluate.py": evaluate, "generate.py": generate}[script]
+        if script in TINY:
+            start = partial(resume, *arguments, *TINY[script], "--train_iters=2", "--log_step=1", script=script)
+        else:
+            module = {"evaluate.py": evaluate, "generate.py": generate}[script]
+            start = partial(run_main, lambda: module.main(module.parse(arguments)), script)
         out, err = io.StringIO(), io.StringIO()
         before = os.getcwd()
         os.chdir(project)
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                code = run_main(lambda: module.main(module.parse(arguments)), script)
+                code = start()
         finally:
             os.chdir(before)
         return line, subprocess.CompletedProcess(line, code, out.getvalue(), err.getvalue())
@@ -84,11 +91,16 @@ def results(project):
     lines = commands()
     starting, resuming, using = [], [], []
     for line in lines:
-        uses = line.startswith(("python evaluate.py", "python generate.py"))
+        uses = line.startswith(("python evaluate.py", "python generate.py")) or (
+            "--preset " in line and "list" not in line
+        )
         (using if uses else resuming if "--resume" in line else starting).append(line)
     with ThreadPoolExecutor(2) as pool:
         results = dict(pool.map(run, starting))
-    return results | dict(map(run, resuming)) | dict(map(use, using))
+    results |= dict(map(run, resuming))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_loader, "_DATA_ROOT", project / "data")
+        return results | dict(map(use, using))
 
 
 @pytest.mark.parametrize("line", commands())
@@ -124,11 +136,19 @@ def test_flags_and_presets_in_the_text_exist():
         "--seconds",
         "--rounds",
         "--help",
-        "--index-url",
+        "--index",  # with a hyphen after it: a flag of pip
     }
     flags -= {"--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint"}  # torchrun's
     assert flags and not [flag for flag in flags if flag not in text]
     assert not [name for name in re.findall(r"--preset (\w+)", README) if name not in text and name != "list"]
+
+
+def test_two_processes_measured_once(project, results):
+    with open(project / "checkpoints/two/metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    once = [(row["step"], row["task"], row["split"]) for row in rows if row["metric"] == "Frechet distance"]
+    assert len(once) == len(set(once)) and {step for step, _, _ in once} == {"2", "3"}
+    assert (project / "checkpoints/two/best.pt").exists()
 
 
 def test_the_python_of_the_text(project, results, monkeypatch):
