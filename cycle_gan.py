@@ -195,7 +195,7 @@ def main(request: CycleOptions) -> int:
 
     # Prepare evaluations of the G that samples show, if they are asked for.
     generators = {"X2Y": partial(state.show, "G_XtoY"), "Y2X": partial(state.show, "G_YtoX")}
-    measure = evaluate_while_training(generators, SCRIPT, options, device)
+    measure = evaluate_while_training(generators, options, device)
 
     # Train, in a new run folder or in the one found.
     run = run or Run.create(options, SCRIPT)

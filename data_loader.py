@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data.decoding import decode, decode_all, try_decode
 from data.toy_cats import default_root, ensure_toy_cats
-from utils import UserError, my_part
+from utils import UserError, from_uint8, my_part
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _BATCHES_AHEAD = 4  # batches that are being decoded while one is trained on
@@ -135,11 +135,6 @@ def hold_out(files: list[Path], share: float) -> tuple[list[Path], list[Path]]:
 # Augmentation: pure functions of stored images and of uniform numbers in [0, 1)
 
 
-def _to_unit_range(images: Tensor) -> Tensor:
-    """[0, 255] -> [-1, 1], float32."""
-    return images.float().div_(127.5).sub_(1)
-
-
 def _choose(u: Tensor, count: Tensor | int) -> Tensor:
     """Turn numbers in [0, 1) into whole ones in [0, count). The product may round up to count, once in 2^24 draws."""
     return (u * count).long().clamp(max=count - 1)
@@ -153,7 +148,7 @@ def _flip_columns(u: Tensor, width: int) -> Tensor:
 
 def basic(images: Tensor, size: int, u: Tensor) -> Tensor:
     """Nothing random: uint8 (B, 3, S, S) -> [-1, 1]."""
-    return _to_unit_range(images)
+    return from_uint8(images)
 
 
 def deluxe(images: Tensor, size: int, u: Tensor) -> Tensor:
@@ -163,7 +158,7 @@ def deluxe(images: Tensor, size: int, u: Tensor) -> Tensor:
     cols = _choose(u[:, 1], room)[:, None] + _flip_columns(u[:, 2], size)  # (B, S)
     image, channel = torch.arange(len(images), device=u.device), torch.arange(3, device=u.device)
     index = (image[:, None, None, None], channel[:, None, None], rows[:, None, :, None], cols[:, None, None, :])
-    return _to_unit_range(images[index])  # (B, 3, S, S)
+    return from_uint8(images[index])  # (B, 3, S, S)
 
 
 _ATTEMPTS = 10  # torchvision gives up after as many boxes that don't fit
@@ -228,7 +223,7 @@ def deluxe_autocontrast(images: Tensor, size: int, u: Tensor) -> Tensor:
     crops = resized_crop(images, boxes, size).round()  # whole again, or the contrast of a flat image would be noise
     columns = _flip_columns(u[:, 22], size)[:, None, None, :].expand_as(crops)
     crops = crops.gather(3, columns)
-    return _to_unit_range(torch.where(u[:, 23].view(-1, 1, 1, 1) < 0.5, autocontrast(crops), crops))
+    return from_uint8(torch.where(u[:, 23].view(-1, 1, 1, 1) < 0.5, autocontrast(crops), crops))
 
 
 class Augmentation(NamedTuple):
@@ -351,7 +346,7 @@ class ImageBatches:
     def to_look_at(self, count: int) -> Tensor:
         """Return up to `count` images without augmentation, (n, 3, S, S) in [-1, 1]: of `test`, if there are any."""
         images = [decode(path, self.image_size) for path in (self.test or self.files)[:count]]
-        return _to_unit_range(torch.stack(images)).to(self.device)
+        return from_uint8(torch.stack(images)).to(self.device)
 
     def indices(self, step: int) -> np.ndarray:
         """Return the images of batch `step` (from 0), int64 (B,): a pure function of (seed, stream, step).

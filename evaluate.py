@@ -16,7 +16,7 @@ import argparse
 import signal
 import sys
 
-from options import OneLineParser
+from options import DEVICES, OneLineParser, number
 
 SCRIPT = "evaluate.py"
 
@@ -34,11 +34,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--checkpoint", default="newest", help="of a run folder: newest, best or an iteration (default: newest)"
     )
     parser.add_argument(
-        "--num_images", type=int, metavar="N",
+        "--num_images", type=number(int, "at least 2", lambda n: n >= 2), metavar="N",
         help="samples of a DCGAN, or images of each folder to translate; default: as many as there are real ones",
     )  # fmt: skip
     parser.add_argument(
-        "--image_size", type=int, metavar="S",
+        "--image_size", type=number(int, "at least 32", lambda s: s >= 32), metavar="S",
         help="of two folders: resize the shorter side to S and crop; default: as they are, if all have one size",
     )  # fmt: skip
     parser.add_argument(
@@ -47,25 +47,19 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "weights of a torchvision model under their usual name, such as resnet18-f37072fd.pth (default: inception)",
     )  # fmt: skip
     parser.add_argument("--inception_weights", metavar="FILE", help="Inception weights that you have downloaded")
-    parser.add_argument("--seed", type=int, default=0, help="of the samples and of what is drawn (default: 0)")
     parser.add_argument(
-        "--batch_size", type=int, default=32, help="images at a time; the result doesn't depend on it (default: 32)"
-    )
+        "--seed", type=number(int, "from 0 to below 2^63", lambda s: 0 <= s < 2**63), default=0,
+        help="of the samples and of what is drawn (default: 0)",
+    )  # fmt: skip
     parser.add_argument(
-        "--device", default="auto", metavar="{auto,cuda,mps,cpu}", help="auto: CUDA, else MPS, else CPU (default: auto)"
-    )
+        "--batch_size", type=number(int, "at least 1", lambda b: b >= 1), default=32,
+        help="images at a time; the result doesn't depend on it (default: 32)",
+    )  # fmt: skip
+    parser.add_argument("--device", default="auto", choices=DEVICES, help="auto: CUDA, else MPS, else CPU")
     parser.add_argument("-o", "--out", metavar="FOLDER", help="where the results go; default: the run folder")
     options = parser.parse_args(arguments)
-    for name, least in {"num_images": 2, "image_size": 32, "batch_size": 1, "seed": 0}.items():
-        value = getattr(options, name)
-        if value is not None and value < least:
-            parser.error(f"--{name}: {value} is out of range; use a number at least {least}")
-    if options.seed >= 2**63:
-        parser.error(f"--seed: {options.seed} is out of range; use a number below 2^63")
     if options.inception_weights is not None and options.features != "inception":
         parser.error(f"--inception_weights: does nothing with --features {options.features}; leave one out")
-    if options.device not in ("auto", "cuda", "mps", "cpu"):
-        parser.error(f"--device: {options.device!r} is unknown; choose from auto, cuda, mps, cpu")
     return options
 
 
@@ -82,25 +76,37 @@ import socket
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from data_loader import decode, find_domains, find_images, list_images, load_images
+from data_loader import decode, find_domains, find_images, list_images, load_images, try_decode
 from models import sample_latents
-from runs import is_run, save_evaluation
-from utils import UserError, choose_device, image_grid, keep_freed_memory, rank, run_main
+from runs import check_metrics, is_run, save_evaluation
+from utils import (
+    UserError,
+    choose_device,
+    from_uint8,
+    image_grid,
+    keep_freed_memory,
+    progress,
+    rank,
+    run_main,
+    to_uint8,
+)
+
+if TYPE_CHECKING:
+    from generate import Trained
 
 Generator = Callable[[Tensor], Tensor]  # in eval mode: latents or images -> images in [-1, 1]
 _FEW = 2048  # below as many images a Frechet distance is far above that of many
-_VERY_FEW = (
-    100  # below as many precision and recall say little: a noisy image may have the third nearest for a neighbor
-)
+_VERY_FEW = 100  # below as many precision and recall say little: noise may have the third nearest for a neighbor
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of its colors
 _PAIRS = 1000  # of images, for the mean SSIM between them
 _NEIGHBORS = 3  # of precision and recall
 _AT_ONCE = 16  # images that a generator makes at once: always as many, so that the result depends on nothing else
@@ -215,9 +221,6 @@ def _load_torchvision(path: Path, device: torch.device) -> Features:
     return Features(_name_of(path), extract, "bicubic with antialias, to 224x224")
 
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of the colors
-
-
 def load_features(features: str, inception_weights: str | None, device: torch.device) -> Features:
     """Return what `--features` names: "inception", "pixels" or a file.
 
@@ -255,8 +258,9 @@ def extract_features(
     Args:
         title: of the progress bar; None for no bar.
     """
-    batches = tqdm(images.split(batch_size), title, unit="batch", leave=False, disable=True if title is None else None)
-    return torch.cat([features.extract(batch.to(device)).double().cpu() for batch in batches])
+    batches = images.split(batch_size)
+    shown = batches if title is None else progress(batches, title, "batches")
+    return torch.cat([features.extract(batch.to(device)).double().cpu() for batch in shown])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -412,23 +416,14 @@ def compare(generated: Tensor, reference: Tensor, features: Features, seed: int)
 # A generator and its images
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """[-1, 1] -> [0, 255] on the CPU, rounded."""
-    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
-
-
-def from_uint8(images: Tensor, device: torch.device) -> Tensor:
-    """[0, 255] -> [-1, 1] on the device, float32."""
-    return images.to(device).float() / 127.5 - 1
-
-
 @torch.no_grad()
 def apply(G: Generator, inputs: Tensor, device: torch.device) -> Tensor:
-    """Return what G makes of latents (N, Z, 1, 1) or of uint8 images (N, 3, H, W), as uint8 images."""
+    """Return what G makes of latents (N, Z, 1, 1) or of uint8 images (N, 3, H, W), as uint8 images on the CPU."""
     made = []
     for batch in inputs.split(_AT_ONCE):
-        batch = from_uint8(batch, device) if batch.dtype == torch.uint8 else batch.to(device)
-        made.append(to_uint8(G(batch)))
+        batch = batch.to(device)
+        batch = from_uint8(batch) if batch.dtype == torch.uint8 else batch
+        made.append(to_uint8(G(batch)).cpu())
     return torch.cat(made)
 
 
@@ -454,7 +449,7 @@ class Case(NamedTuple):
 
 def measure_images(case: Case, seed: int) -> list[Measurement]:
     """Return what needs no features."""
-    found = [similarity_within(case.generated, seed)] if len(case.generated) > 1 else []
+    found = [similarity_within(case.generated, seed)]
     for name, images, target in (
         ("reconstruction", case.reconstructions, case.inputs),
         ("truth", case.generated, case.truth),
@@ -467,104 +462,111 @@ def measure_images(case: Case, seed: int) -> list[Measurement]:
     return found
 
 
-class Evaluator:
-    """Measures generators of one run against its images, as often as asked for.
+class Real(NamedTuple):
+    """The real images of a run.
 
-    Args:
-        script, options: of the run.
-        features: what to compare in.
-        num_images: samples, or images of each folder to translate; None for as many as there are real ones.
-        reference: a folder, and the real images in it, to use instead of those that a DCGAN was trained on.
-
-    Raises:
-        UserError: the images are not there, or only one.
+    Attributes:
+        images: domain and split -> uint8 (N, 3, S, S). A DCGAN has one domain, "images".
+        is_paired: whether those to test on show the same in both domains, in one order, as the toy cats do.
     """
 
-    def __init__(
-        self, script: str, options: Any, features: Features, device: torch.device, seed: int = 0,
-        num_images: int | None = None, batch_size: int = 32, reference: tuple[str, Tensor] | None = None,
-    ):  # fmt: skip
-        self.script, self.options, self.features, self.device = script, options, features, device
-        self.seed, self.num_images, self.batch_size = seed, num_images, batch_size
-        self.real: dict[tuple[str, str], Tensor] = {}  # domain and split -> images
-        self._known: dict[tuple[str, str], tuple[Tensor, Measurement]] = {}  # their features, and their similarity
-        self.is_toy = False
-        if reference is not None:
-            folder, images = reference
-            self.real["images", folder] = images
-        else:
-            self._load()
+    images: dict[tuple[str, str], Tensor]
+    is_paired: bool = False
 
-    def _load(self) -> None:
-        """Decode the images of the run, without augmentation."""
-        script, options = self.script, self.options
-        plain = dataclasses.replace(options, data_aug="basic", cache_gb=math.inf)
-        sources = find_images(plain) if script == "vanilla_gan.py" else find_domains(plain)
-        for domain, images in load_images(sources, plain, torch.device("cpu")).items():
-            self.real[domain, "train"] = images.images
-            if len(images) < 2:
-                raise UserError(f"{images.files[0].parent}: one image is too few to measure anything by; add more")
-            if len(images.test) > 1 and script != "vanilla_gan.py":
-                self.real[domain, "test"] = torch.stack([decode(path, options.image_size) for path in images.test])
-        # The toy cats to test on are drawn in both domains, in one order.
-        [root, *others] = {source.train.parent for source in sources.values()}
-        self.is_toy = not options.test_split and not others and (root / "attributes.json").is_file()
 
-    def cases(self, generators: dict[str, Generator]) -> list[Case]:
-        """Generate what there is to measure, with the generators by direction: z, or X2Y and Y2X."""
-        if "z" in generators:
-            [(_, split)] = self.real
-            [real] = self.real.values()
-            generator = torch.Generator().manual_seed(self.seed)
-            z = sample_latents(
-                self.num_images or len(real), self.options.noise_size, torch.device("cpu"), generator
-            )  # (N, Z, 1, 1)
-            return [Case("z", split, apply(generators["z"], z, self.device), real)]
-        found = []
-        for (X, Y), split in itertools.product((("X", "Y"), ("Y", "X")), ("train", "test")):
-            if (X, split) not in self.real or (Y, split) not in self.real:
-                continue
-            inputs = self.real[X, split][: self.num_images]
-            translations = apply(generators[f"{X}2{Y}"], inputs, self.device)
-            back = apply(generators[f"{Y}2{X}"], translations, self.device)
-            truth = self.real[Y, split][: self.num_images] if self.is_toy and split == "test" else None
-            found.append(Case(f"{X}2{Y}", split, translations, self.real[Y, split], inputs, back, truth))
-        return found
+def load_real(options: Any, is_translator: bool) -> Real:
+    """Decode the images that a run trains on, and those that a translator is tested on, without augmentation.
 
-    def measure(self, case: Case) -> tuple[list[Measurement], Tensor]:
-        """Return everything there is to know of a case, the kernel distance first, and for each generated image the
-        distance to its nearest real one and the place of that, as (2, N)."""
-        target = case.task[-1] if case.task in ("X2Y", "Y2X") else "images"
-        if (target, case.split) not in self._known:
+    Raises:
+        UserError: they are not there, or only one.
+    """
+    plain = dataclasses.replace(options, data_aug="basic", cache_gb=math.inf)
+    sources = find_domains(plain) if is_translator else find_images(plain)
+    found = {}
+    for domain, images in load_images(sources, plain, torch.device("cpu")).items():
+        found[domain, "train"] = images.images
+        if len(images) < 2:
+            raise UserError(f"{images.files[0].parent}: one image is too few to measure anything by; add more")
+        if is_translator and len(images.test) > 1:
+            found[domain, "test"] = torch.stack([decode(path, options.image_size) for path in images.test])
+    [root, *others] = {source.train.parent for source in sources.values()}
+    is_toy = not options.test_split and not others and (root / "attributes.json").is_file()
+    return Real(found, is_paired=is_toy)
+
+
+def make_cases(
+    generators: dict[str, Generator], real: Real, options: Any, device: torch.device, seed: int = 0,
+    num_images: int | None = None,
+) -> list[Case]:  # fmt: skip
+    """Generate what there is to measure.
+
+    Args:
+        generators: by direction: z, or X2Y and Y2X.
+        options: of the run.
+        seed: of the samples.
+        num_images: samples, or images of each folder to translate; None for as many as there are real ones.
+    """
+    if "z" in generators:
+        [((_, split), images)] = real.images.items()
+        generator = torch.Generator().manual_seed(seed)
+        count = num_images or len(images)
+        z = sample_latents(count, options.noise_size, torch.device("cpu"), generator)  # (N, Z, 1, 1)
+        return [Case("z", split, apply(generators["z"], z, device), images)]
+    cases = []
+    for (X, Y), split in itertools.product((("X", "Y"), ("Y", "X")), ("train", "test")):
+        if (X, split) not in real.images or (Y, split) not in real.images:
+            continue
+        inputs, targets = real.images[X, split][:num_images], real.images[Y, split]
+        translations = apply(generators[f"{X}2{Y}"], inputs, device)
+        back = apply(generators[f"{Y}2{X}"], translations, device)
+        truth = targets[:num_images] if real.is_paired and split == "test" else None
+        cases.append(Case(f"{X}2{Y}", split, translations, targets, inputs, back, truth))
+    return cases
+
+
+class Judge:
+    """Measures cases, in one kind of features. Of real images that come again it remembers the features.
+
+    Args:
+        seed: of what is drawn.
+        batch_size: of the extraction of features; the result doesn't depend on it.
+    """
+
+    def __init__(self, features: Features, device: torch.device, seed: int = 0, batch_size: int = 32):
+        self.features, self.device, self.seed, self.batch_size = features, device, seed, batch_size
+        self._known: dict[Tensor, tuple[Tensor, Measurement]] = {}  # real images -> features, and their similarity
+
+    def __call__(self, case: Case) -> tuple[list[dict[str, Any]], Tensor]:
+        """Measure a case.
+
+        Returns:
+            Rows of metrics.csv with their protocol, the kernel distance first; and for each generated image the
+            distance to its nearest real one and the place of that, (2, N).
+        """
+        if case.reference not in self._known:
             within = similarity_within(case.reference, self.seed)._replace(metric="SSIM between real images")
-            self._known[target, case.split] = self._extract(case.reference, "real images"), within
-        reference, within = self._known[target, case.split]
+            self._known[case.reference] = self._extract(case.reference, "real images"), within
+        reference, within = self._known[case.reference]
         generated = self._extract(case.generated, "generated images")
         found = [*compare(generated, reference, self.features, self.seed), *measure_images(case, self.seed), within]
-        return found, torch.stack(nearest(generated, reference))
-
-    def _extract(self, images: Tensor, title: str) -> Tensor:
-        return extract_features(images, self.features, self.device, self.batch_size, title)
-
-    def rows(self, case: Case, found: Sequence[Measurement]) -> list[dict[str, Any]]:
-        """Return measurements as rows of metrics.csv, with their protocol."""
         protocol = {
             "features": self.features.name, "resize": self.features.resize,
             "generated": len(case.generated), "reference": len(case.reference), "seed": self.seed,
         }  # fmt: skip
-        return [{"task": case.task, "split": case.split, **one._asdict(), **protocol} for one in found]
+        rows = [{"task": case.task, "split": case.split, **one._asdict(), **protocol} for one in found]
+        return rows, torch.stack(nearest(generated, reference))
 
-    def __call__(self, generators: dict[str, Generator]) -> list[dict[str, Any]]:
-        """Return the rows of metrics.csv for generators. The first names the metric that counts."""
-        return [row for case in self.cases(generators) for row in self.rows(case, self.measure(case)[0])]
+    def _extract(self, images: Tensor, title: str) -> Tensor:
+        return extract_features(images, self.features, self.device, self.batch_size, title)
 
 
 def evaluate_while_training(
-    generators: dict[str, Generator], script: str, options: Any, device: torch.device
+    generators: dict[str, Generator], options: Any, device: torch.device
 ) -> Callable[[], list[dict[str, Any]]] | None:
     """Return what measures the generators of a run as it trains, or None without --eval_every.
 
-    Of several processes the first one does it.
+    It returns rows of metrics.csv, of which the first names the metric that counts. Of several processes the first one
+    does it.
     """
     if not options.eval_every or rank():
         return None
@@ -572,7 +574,8 @@ def evaluate_while_training(
         features = load_features(options.features, options.inception_weights, device)
     except UnavailableError as error:
         raise UserError(f"--features inception: {error}, or use --features pixels") from None
-    return partial(Evaluator(script, options, features, device), generators)
+    real, judge = load_real(options, is_translator="z" not in generators), Judge(features, device)
+    return lambda: [row for case in make_cases(generators, real, options, device) for row in judge(case)[0]]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -586,7 +589,7 @@ def picture_of_nearest(case: Case, distances: Tensor, places: Tensor) -> Tensor:
     """
     first = distances.argsort()[:32]
     pairs = torch.cat([case.generated[first], case.reference[places[first].long()]], dim=3)  # (n, 3, H, 2W)
-    return image_grid(from_uint8(pairs, torch.device("cpu")), columns=8, padding=6)
+    return image_grid(from_uint8(pairs), columns=8, padding=6)
 
 
 def read_folder(folder: str, size: int | None) -> Tensor:
@@ -594,18 +597,17 @@ def read_folder(folder: str, size: int | None) -> Tensor:
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f"{folder} is neither a run folder, nor a checkpoint, nor a folder of images; give one of them")
-    images, bad = [], []
-    for file in tqdm(list_images(path, flag="REFERENCE"), "decode", unit=" images", leave=False, disable=None):
-        try:
-            images.append(decode(file, size))
-        except Exception as error:  # Pillow's decoders raise whatever the bytes lead them to
-            bad.append(f"{file.name} ({error})")
+    files = list_images(path, flag="REFERENCE")
+    with ThreadPoolExecutor() as pool:
+        decoded = list(progress(pool.map(partial(try_decode, size=size), files), "decode", "images", len(files)))
+    bad = [f"{file.name} ({image})" for file, image in zip(files, decoded, strict=True) if isinstance(image, str)]
+    images = [image for image in decoded if not isinstance(image, str)]
     if bad:
         print(f"Warning: {len(bad)} images in {folder} are not readable: {', '.join(bad[:5])}", file=sys.stderr)
-    if not images:
-        raise UserError(f"{folder}: no image is readable; give another folder")
-    if len(images) == 1:
-        raise UserError(f"{folder}: one image is too few to measure anything by; give a folder of more")
+    if len(images) < 2:
+        raise UserError(
+            f"{folder}: {len(images)} readable images are too few to measure anything by; give a folder of more"
+        )
     if len({image.shape for image in images}) > 1:
         raise UserError(f"--image_size: the images in {folder} differ in size; say which one they are to have")
     return torch.stack(images)
@@ -638,44 +640,65 @@ def describe(rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def main(request: argparse.Namespace) -> int:
-    """Measure what the command line says; return the exit code."""
+def read_run(request: argparse.Namespace, device: torch.device) -> "tuple[Trained, Real]":
+    """Return the generators of the run or checkpoint that is to be measured, and the real images to compare with."""
     from generate import load_trained  # here, because training, which measures too, has no use for it
 
+    where = Path(request.run)
+    trained = load_trained(where, request.checkpoint, str(device))
+    is_translator = "z" not in trained.generators
+    if request.image_size is not None:
+        raise UserError(f"--image_size: a run has one, {trained.options.image_size}; leave the flag out")
+    if request.reference is None:
+        # Decoded images are kept beside the run, wherever it was when it trained.
+        home = where if where.is_dir() else where.parent
+        home = home.resolve().parent if is_run(home) else home
+        return trained, load_real(dataclasses.replace(trained.options, checkpoint_dir=str(home)), is_translator)
+    if is_translator:
+        raise UserError(f"REFERENCE: {request.reference} can't stand for both domains of a CycleGAN; leave it out")
+    images = read_folder(request.reference, trained.options.image_size)
+    return trained, Real({("images", str(Path(request.reference).resolve())): images})
+
+
+def read_folders(request: argparse.Namespace) -> Case:
+    """Return the images of the two folders that are to be compared."""
+    if request.reference is None:
+        raise UserError(f"REFERENCE: missing; {request.run} is no run, so name the folder of the real images too")
+    for flag, default in {"checkpoint": "newest", "num_images": None}.items():
+        if getattr(request, flag) != default:
+            raise UserError(f"--{flag}: {request.run} is no run; leave the flag out")
+    made, real = (read_folder(folder, request.image_size) for folder in (request.run, request.reference))
+    if made.shape[1:] != real.shape[1:]:
+        raise UserError("--image_size: the images of the two folders differ in size; say which one they are to have")
+    return Case("folder", str(Path(request.reference).resolve()), made, real)
+
+
+def find_out(request: argparse.Namespace) -> Path | None:
+    """Return the folder for the results: that of --out, else the run's; two folders of images have none."""
+    out, where = Path(request.out or request.run), Path(request.run)
+    if request.out is None and not is_run(where):
+        return None
+    out = out.parent if out.is_file() and request.out is None else out
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UserError(f"--out: {out}: {there} is no folder that you can write to; name another")
+    check_metrics(out)
+    return out
+
+
+def main(request: argparse.Namespace) -> int:
+    """Measure what the command line says; return the exit code."""
     device = choose_device(request.device)
     keep_freed_memory()
     torch.set_flush_denormal(True)
 
-    # Find the generators, or read the two folders.
-    where = Path(request.run)
-    trained = reference = None
-    if is_run(where):
-        trained = load_trained(where, request.checkpoint, device)
-        if request.image_size is not None:
-            raise UserError(f"--image_size: a run has one, {trained.options.image_size}; leave the flag out")
-        if request.reference is not None and trained.script != "vanilla_gan.py":
-            raise UserError(f"REFERENCE: {request.reference} can't stand for both domains of a CycleGAN; leave it out")
-        if request.reference is not None:
-            reference = request.reference, read_folder(request.reference, trained.options.image_size)
+    # Find the generators and real images, or read the two folders.
+    out = find_out(request)
+    trained, cases = None, []
+    if is_run(Path(request.run)):
+        trained, real = read_run(request, device)
     else:
-        if request.reference is None:
-            raise UserError(f"REFERENCE: missing; {where} is no run, so name the folder of the real images too")
-        for flag, default in {"checkpoint": "newest", "num_images": None}.items():
-            if getattr(request, flag) != default:
-                raise UserError(f"--{flag}: {where} is no run; leave the flag out")
-        made, real = (read_folder(folder, request.image_size) for folder in (request.run, request.reference))
-        reference = request.reference, real
-        if made.shape[1:] != real.shape[1:]:
-            raise UserError(
-                "--image_size: the images of the two folders differ in size; say which one they are to have"
-            )
-    out = Path(request.out) if request.out is not None else None
-    if out is None and trained is not None:
-        out = where if where.is_dir() else where.parent
-    if out is not None:
-        there = next(path for path in (out, *out.absolute().parents) if path.exists())
-        if not (there.is_dir() and os.access(there, os.W_OK)):
-            raise UserError(f"--out: {out}: {there} is no folder that you can write to; name another")
+        cases = [read_folders(request)]
 
     # Choose what to compare in.
     try:
@@ -684,30 +707,26 @@ def main(request: argparse.Namespace) -> int:
         print(f"Warning: {error}. What needs no weights follows, with --features pixels.", file=sys.stderr)
         features = load_features("pixels", None, device)
 
-    # Measure each case, and say what came of it.
+    # Generate.
     if trained is not None:
-        evaluator = Evaluator(
-            trained.script, trained.options, features, device, request.seed, request.num_images, request.batch_size,
-            reference,
-        )  # fmt: skip
-        print(f"{where} at iteration {trained.step}, {trained.options.image_size}x{trained.options.image_size}")
-        cases = evaluator.cases(trained.generators)
-    else:
-        evaluator = Evaluator("", None, features, device, request.seed, None, request.batch_size, reference)
-        cases = [Case("folder", request.reference, made, real)]
+        size = trained.options.image_size
+        print(f"{request.run} at iteration {trained.step}, {size}x{size}")
+        cases = make_cases(trained.generators, real, trained.options, device, request.seed, request.num_images)
     if not features.is_inception:
         print(f"Distances in the features {features.name}: they are no FID and can't be compared with one")
+
+    # Measure each case, and say what came of it.
+    judge = Judge(features, device, request.seed, request.batch_size)
     rows, pictures = [], {}
     for case in cases:
-        found, (distances, places) = evaluator.measure(case)
-        new = evaluator.rows(case, found)
-        rows += new
+        found, (distances, places) = judge(case)
+        rows += found
         if case.task not in pictures:  # of the training images, if there are several splits
             pictures[case.task] = picture_of_nearest(case, distances, places)
-        title = {"z": "samples", "folder": f"images of {where}"}.get(case.task, f"translations {case.task}")
-        real = {"train": "training images", "test": "images to test on"}.get(case.split, f"images of {case.split}")
-        print(f"{len(case.generated)} {title}, against {len(case.reference)} {real}")
-        print("\n".join(describe(new)))
+        title = {"z": "samples", "folder": f"images of {request.run}"}.get(case.task, f"translations {case.task}")
+        of = {"train": "training images", "test": "images to test on"}.get(case.split, f"images of {request.reference}")
+        print(f"{len(case.generated)} {title}, against {len(case.reference)} {of}")
+        print("\n".join(describe(found)))
     fewest = min(min(len(case.generated), len(case.reference)) for case in cases)
     if fewest < _FEW:
         print(
@@ -719,9 +738,8 @@ def main(request: argparse.Namespace) -> int:
 
     # Keep the numbers with their protocol, and the pictures.
     if out is not None:
-        step = trained.step if trained is not None else 0
-        about = {**vars(request), "script": trained and trained.script}
-        written = save_evaluation(out, step, features.name, about, rows, pictures)
+        step, script = (trained.step, trained.script) if trained is not None else (0, None)
+        written = save_evaluation(out, step, features.name, {**vars(request), "script": script}, rows, pictures)
         print("\n".join(f"wrote {path}" for path in written))
     return 0
 

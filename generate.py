@@ -23,9 +23,9 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from options import OneLineParser
+from options import DEVICES, OneLineParser, number
 
 SCRIPT = "generate.py"
 _MOST_SEEDS = 1_000_000
@@ -91,21 +91,6 @@ def read_seeds(text: str) -> list[int]:
     return seeds
 
 
-def number(kind: type, range_: str, holds: Callable[[Any], bool]) -> Callable[[str], Any]:
-    """Return what reads a number of a range for argparse; `range_` is the range in words."""
-
-    def read(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no {kind.__name__}; use one {range_}") from None
-        if not holds(value):
-            raise argparse.ArgumentTypeError(f"{text} is out of range; use a number {range_}")
-        return value
-
-    return read
-
-
 def build_parser() -> tuple[OneLineParser, dict[str, OneLineParser]]:
     """Return the command line, and that of each sub-command by its name."""
     how = dict(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
@@ -129,7 +114,7 @@ def build_parser() -> tuple[OneLineParser, dict[str, OneLineParser]]:
             added.add_argument(
                 "--device",
                 default="auto",
-                choices=("auto", "cuda", "mps", "cpu"),
+                choices=DEVICES,
                 help="CUDA, else MPS, else CPU",
             )
         return added
@@ -216,7 +201,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from data.media import (
     IMAGE_FORMATS,
@@ -235,10 +219,18 @@ from data_loader import list_images
 from models import build_dc_generator, build_translator, sample_latents
 from options import CommonOptions, CycleOptions, VanillaOptions
 from runs import read_checkpoint
-from utils import UserError, choose_device, image_grid, keep_freed_memory, run_main, write_whole
+from utils import (
+    UserError,
+    choose_device,
+    from_uint8,
+    image_grid,
+    keep_freed_memory,
+    progress,
+    run_main,
+    to_uint8,
+    write_whole,
+)
 
-Item = TypeVar("Item")
-_PROGRESS_SECONDS = 10  # between two lines of progress where there is no terminal
 _BATCH_PIXELS = 2**16  # of frames that pass through the network at once, as far as they are small
 _WALK_STEP = 0.5  # largest step of a random walk, of each coordinate of z
 _EXPORT_TOLERANCE = 1e-4  # largest difference between an exported network and PyTorch, on a scale of [-1, 1]
@@ -351,30 +343,10 @@ def load_for(options: argparse.Namespace, script: str) -> Trained:
     return trained
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Pixels and progress
-
-
-def to_pixels(images: Tensor) -> np.ndarray:
-    """Images (B, 3, H, W) in [-1, 1] -> uint8 (B, H, W, 3), as `image_grid` rounds them."""
-    images = images.clamp(-1, 1).add(1).div(2).mul(255).round().to(torch.uint8)
-    return images.permute(0, 2, 3, 1).cpu().numpy()
-
-
-def progress(items: Iterable[Item], total: int | None, unit: str) -> Iterator[Item]:
-    """Yield the items, and show how many there have been, how fast, and the time left; a line now and then if the
-    output is no terminal."""
-    if sys.stderr.isatty():
-        yield from tqdm(items, total=total, unit=f" {unit}", leave=False)
-        return
-    started = said = time.monotonic()
-    for done, item in enumerate(items, start=1):
-        yield item
-        now = time.monotonic()
-        if now - said >= _PROGRESS_SECONDS:
-            said, rate = now, done / (now - started)
-            left = f" of {total}, {max(0, total - done) / rate:.0f} s left" if total else ""
-            print(f"{done}{left}, {rate:.1f} {unit}/s", flush=True)
+def to_pixels(image: Tensor) -> np.ndarray:
+    """Image (3, H, W) in [-1, 1] or of uint8 -> uint8 (H, W, 3)."""
+    image = image if image.dtype == torch.uint8 else to_uint8(image)
+    return image.permute(1, 2, 0).cpu().numpy()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -401,16 +373,16 @@ def sample(options: argparse.Namespace) -> int:
     # Draw the images one by one: in a batch the last bits would depend on the others. Files are written meanwhile.
     drawn = ahead(G(options.truncation * latent_of(seed, G.noise_size).to(device)) for seed in options.seeds)
     images = []
-    for seed, image in progress(zip(options.seeds, drawn, strict=True), len(options.seeds), "images"):
+    for seed, image in progress(zip(options.seeds, drawn, strict=True), "sample", "images", len(options.seeds)):
         if folder is not None:
-            write_image(folder / f"seed-{seed:06d}.png", to_pixels(image)[0])  # image: (1, 3, S, S)
+            write_image(folder / f"seed-{seed:06d}.png", to_pixels(image[0]))  # image: (1, 3, S, S)
         if grid is not None:
             images.append(image)
 
     # Lay them out in a grid that is about as wide as high.
     if grid is not None:
         columns = math.ceil(math.sqrt(len(images)))
-        write_image(grid, image_grid(torch.cat(images), columns).permute(1, 2, 0).numpy())
+        write_image(grid, to_pixels(image_grid(torch.cat(images), columns)))
     print(f"sampled {len(options.seeds)} images to {' and '.join(str(path) for path in (folder, grid) if path)}")
     return 0
 
@@ -489,11 +461,10 @@ def interpolate(options: argparse.Namespace) -> int:
     def draw() -> Iterator[Frame]:
         for i, zs in enumerate(latents):
             images = torch.cat([G(z.to(device)) for z in zs])  # (walks, 3, S, S)
-            grid = image_grid(images, math.ceil(math.sqrt(len(images))))  # (3, H, W)
-            yield Frame(i, 1, grid.permute(1, 2, 0).numpy())
+            yield Frame(i, 1, to_pixels(image_grid(images, math.ceil(math.sqrt(len(images))))))
 
     rate = Fraction(options.fps).limit_denominator(1001)
-    frames = progress(ahead(draw()), options.frames, "frames")
+    frames = progress(ahead(draw()), "film", "frames", options.frames)
     write_video(path, frames, rate, 1 / rate, loop=options.loop)
     print(f"wrote {options.frames} frames, {float(options.frames / rate):.1f} s, to {path}")
     return 0
@@ -530,13 +501,13 @@ def translate_pixels(G: nn.Module, pixels: np.ndarray) -> Tensor:
     """Images uint8 (B, H, W, 3) -> their translations (B, 3, H, W) in [-1, 1]."""
     images = torch.from_numpy(pixels).to(next(G.parameters()).device).permute(0, 3, 1, 2)  # (B, 3, H, W)
     height, width = images.shape[2:]
-    padded = pad_to_stride(images.float() / 127.5 - 1, G.stride)
+    padded = pad_to_stride(from_uint8(images), G.stride)
     return G(padded)[:, :, :height, :width]
 
 
 def translate_image(G: nn.Module, pixels: np.ndarray) -> np.ndarray:
     """Translate an image (H, W, 3 or 4); alpha stays as it is."""
-    translation = to_pixels(translate_pixels(G, pixels[None, :, :, :3]))[0]
+    translation = to_pixels(translate_pixels(G, pixels[None, :, :, :3])[0])
     return np.dstack([translation, pixels[:, :, 3:]])
 
 
@@ -550,7 +521,7 @@ def translate_frames(G: nn.Module, frames: Iterable[Frame], smooth: float) -> It
     while batch:
         for frame, image in zip(batch, translate_pixels(G, np.stack([frame.pixels for frame in batch])), strict=True):
             shown = image if shown is None else blend(image, shown, smooth)  # (3, H, W)
-            yield frame._replace(pixels=to_pixels(shown[None])[0])
+            yield frame._replace(pixels=to_pixels(shown))
         height, width = batch[0].pixels.shape[:2]
         batch = list(itertools.islice(frames, min(8, max(1, _BATCH_PIXELS // (height * width)))))
 
@@ -567,7 +538,8 @@ def translate_files(G: nn.Module, files: list[Path], targets: list[Path], size: 
 
     decoded = (attempt(lambda path=path: resize_shorter(read_image(path), size)) for path in files)
     failed = {}
-    for path, target, pixels in progress(zip(files, targets, ahead(decoded), strict=True), len(files), "images"):
+    work = zip(files, targets, ahead(decoded), strict=True)
+    for path, target, pixels in progress(work, "translate", "images", len(files)):
         trouble = pixels
         if not isinstance(pixels, str):
             trouble = attempt(lambda target=target, pixels=pixels: write_image(target, translate_image(G, pixels)))
@@ -619,7 +591,7 @@ def translate(options: argparse.Namespace) -> int:
         video, started = Video(source), time.monotonic()
         frames = (frame._replace(pixels=resize_shorter(frame.pixels, options.image_size)) for frame in video)
         results = ahead(translate_frames(G, ahead(frames), options.smooth or 0.0))
-        shown = progress(results, video.count, "frames")
+        shown = progress(results, "translate", "frames", video.count)
         count = write_video(target, shown, video.rate, video.time_base, loop=True)
         speed = count / (time.monotonic() - started)
         print(f"translated {count} of {count} frames to {target}, {speed:.1f} frames/s")

@@ -9,12 +9,13 @@ import dataclasses
 import difflib
 import math
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 DIFFAUGMENT_ALL = "color,translation,cutout"
+DEVICES = ("auto", "cuda", "mps", "cpu")
 
 
 def option(
@@ -128,7 +129,7 @@ class CommonOptions:
         None, "Inception weights that you have downloaded", "Output", resumable=True, metavar="FILE")
 
     device: str = option(
-        "auto", "auto: CUDA, else MPS, else CPU", "Machine", choices=("auto", "cuda", "mps", "cpu"), resumable=True)
+        "auto", "auto: CUDA, else MPS, else CPU", "Machine", choices=DEVICES, resumable=True)
     amp: str = option(
         "auto", "mixed precision; auto: bf16 where a GPU has it, else off", "Machine",
         choices=("auto", "off", "bf16", "fp16"))
@@ -458,6 +459,21 @@ class OneLineParser(argparse.ArgumentParser):
             f", did you mean {flag}?" for flag in difflib.get_close_matches(unknown, known, n=1, cutoff=0.75)
         )
         self.exit(2, f"{self.prog}: error: {message}{hint} (--help lists the options)\n")
+
+
+def number(kind: type, range_: str, holds: Callable[[Any], bool]) -> Callable[[str], Any]:
+    """Return what reads a number of a range for argparse; `range_` is the range in words."""
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {kind.__name__}; use one {range_}") from None
+        if not holds(value):
+            raise argparse.ArgumentTypeError(f"{text} is out of range; use a number {range_}")
+        return value
+
+    return read
 
 
 def build_parser(cls: type[CommonOptions], prog: str, manual: str) -> argparse.ArgumentParser:

@@ -426,35 +426,44 @@ def is_run(where: Path) -> bool:
 
 
 def _as_csv(rows: list[dict[str, Any]]) -> str:
-    """Return rows of metrics.csv as text."""
+    """Return rows of metrics.csv as text, one line each."""
+
+    def cell(value: Any) -> Any:
+        if isinstance(value, float):
+            return f"{value:.6g}"
+        if isinstance(value, str):  # a folder may have any name
+            return re.sub(r"[\x00-\x1f\x7f]", "?", value.encode(errors="backslashreplace").decode())
+        return value
+
     text = io.StringIO()
     writer = csv.DictWriter(text, METRICS, lineterminator="\n")
-    writer.writerows(
-        {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows
-    )
+    writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
     return text.getvalue()
 
 
+def check_metrics(folder: Path) -> str:
+    """Return the text of metrics.csv in a folder, "" if there is none. Raises UserError if it has other columns."""
+    path = folder / "metrics.csv"
+    text = path.read_bytes().decode(errors="replace").replace("\r\n", "\n") if path.exists() else ""
+    header = ",".join(METRICS) + "\n"
+    if not (text.startswith(header) or header.startswith(text)):  # the second: a crash came before the first line ended
+        raise UserError(f"{path} has other columns than those of this program; move it away")
+    return text
+
+
 def read_metrics(folder: Path) -> list[dict[str, str]]:
-    """Return the whole rows of metrics.csv in a run folder; none if there is no such file."""
-    try:
-        text = (folder / "metrics.csv").read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
-    lines = text.splitlines(keepends=True)
-    rows = csv.DictReader(line for line in lines if line.endswith("\n"))
-    return [row for row in rows if None not in row and None not in row.values()]
+    """Return the whole rows of metrics.csv in a folder. Raises UserError if it has other columns."""
+    lines = check_metrics(folder).split("\n")[1:-1]
+    rows = [next(csv.reader([line]), []) for line in lines]  # each by itself: a torn one must not swallow the next
+    return [dict(zip(METRICS, row, strict=True)) for row in rows if len(row) == len(METRICS)]
 
 
 def append_metrics(folder: Path, rows: list[dict[str, Any]]) -> Path:
-    """Add rows to metrics.csv, in one piece; return its path."""
-    path = folder / "metrics.csv"
+    """Add rows to metrics.csv, in one piece; return its path. Raises UserError if it has other columns."""
+    path, before = folder / "metrics.csv", check_metrics(folder)
     header = ",".join(METRICS) + "\n"
-    before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    if before and not before.startswith(header):
-        raise UserError(f"{path} has other columns than those of this program; move it away")
-    start = header if not before else "" if before.endswith("\n") else "\n"  # after a row that a crash has torn
-    with open(path, "a", encoding="utf-8") as file:
+    start = header[len(before) :] or ("" if before.endswith("\n") else "\n")  # after a row that a crash has torn
+    with open(path, "a", encoding="utf-8", newline="") as file:
         file.write(start + _as_csv(rows))
     return path
 
@@ -498,12 +507,13 @@ def save_evaluation(
         written = [folder / f"evaluation-{stem}.json"]
         if not written[0].exists() or json.loads(written[0].read_text(encoding="utf-8")) == content:
             break
+    table = append_metrics(folder, rows)  # first, as it may be refused
     write_json(written[0], content)
     for task, picture in pictures.items():
         name = f"nearest-{stem}" + (f"-{task[0]}-{task[-1]}" if "2" in task else "") + ".png"
         write_whole(folder / name, lambda file, picture=picture: _to_image(picture).save(file, format="PNG"))
         written.append(folder / name)
-    return [*written, append_metrics(folder, rows)]
+    return [*written, table]
 
 
 def _to_image(picture: Tensor) -> Image.Image:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from runs import BEST, Run
 from utils import (
+    PLAIN_SECONDS,
     NonFiniteError,
     Precision,
     UserError,
@@ -34,8 +35,6 @@ from utils import (
     image_grid,
     rank,
 )  # fmt: skip
-
-_PLAIN_SECONDS = 10.0  # without a terminal: time between two lines of progress
 
 
 @dataclass
@@ -413,7 +412,7 @@ class Progress:
         text = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
         self.bar.set_postfix_str(text, refresh=False)
         now = time.monotonic()
-        if now - self.told >= _PLAIN_SECONDS or step == self.total:
+        if now - self.told >= PLAIN_SECONDS or step == self.total:
             rate = (step - self.first) / (now - self.started)
             left = (self.total - step) / rate
             line = f"{step}/{self.total}  {text}  {rate:.1f} it/s, {tqdm.format_interval(left)} left"

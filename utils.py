@@ -2,11 +2,13 @@
 
 import ctypes
 import datetime
+import io
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from tqdm import tqdm
 
 try:
     from torchvision.utils import make_grid
@@ -25,7 +28,9 @@ except (ImportError, RuntimeError, OSError) as error:  # the compiled parts of t
     raise SystemExit(2) from None
 
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
+PLAIN_SECONDS = 10.0  # without a terminal: time between two lines of progress
 _LESS_MEMORY = "lower --batch_size, --image_size, --cache_gb or the width of the networks"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -41,6 +46,8 @@ class NonFiniteError(Exception):
 def run_main(main: Callable[[], int], prog: str) -> int:
     """Call `main` and return the exit code: its own, 2 after a UserError, 3 after NonFiniteError, 130 after Ctrl-C."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal can't show
     try:
         code = main()
         if dist.is_initialized():
@@ -247,7 +254,9 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write plain types as indented JSON, whole or not at all."""
-    write_whole(path, lambda file: file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()))
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    # A file name may hold bytes that are no text: JSON has an escape for those.
+    write_whole(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 class Precision(NamedTuple):
@@ -324,12 +333,40 @@ def grid_columns(image_size: int) -> int:
     return 8 if image_size <= 128 else 4
 
 
+def from_uint8(pixels: Tensor) -> Tensor:
+    """[0, 255] -> [-1, 1], float32."""
+    return pixels.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1], as a network may exceed it -> [0, 255], rounded."""
+    return (images.detach().float().clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
+
+
 def image_grid(images: Tensor, columns: int, padding: int = 2) -> Tensor:
     """Lay images (N, 3, H, W) in [-1, 1] out in rows of `columns`, as one uint8 image (3, H', W') on the CPU.
 
     Args:
         padding: white pixels between the images and around them.
     """
-    images = images.detach().float().cpu()
-    grid = make_grid(images, nrow=columns, padding=padding, normalize=True, value_range=(-1, 1), pad_value=1)
-    return grid.mul(255).round().to(torch.uint8)  # (3, H', W')
+    return make_grid(to_uint8(images).cpu(), nrow=columns, padding=padding, pad_value=255)  # (3, H', W')
+
+
+def progress(items: Iterable[Item], title: str, unit: str, total: int | None = None) -> Iterator[Item]:
+    """Yield the items, and show how many there have been, how fast, and the time left.
+
+    Where stderr is no terminal, as a line on stdout now and then.
+    """
+    if total is None:
+        total = len(items) if isinstance(items, Sized) else None
+    if sys.stderr.isatty():
+        yield from tqdm(items, title, total, unit=f" {unit}", leave=False)
+        return
+    started = said = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - said >= PLAIN_SECONDS:
+            said, rate = now, done / (now - started)
+            left = f" of {total}, {tqdm.format_interval((total - done) / rate)} left" if total else ""
+            print(f"{title}: {done}{left}, {rate:.1f} {unit}/s", flush=True)

@@ -119,7 +119,7 @@ def main(request: VanillaOptions) -> int:
     state = make_state(build_networks(options), optimized, ["G"], options, device, precision)
 
     # Prepare evaluations of the G that samples show, if they are asked for.
-    measure = evaluate_while_training({"z": partial(state.show, "G")}, SCRIPT, options, device)
+    measure = evaluate_while_training({"z": partial(state.show, "G")}, options, device)
 
     # Train, in a new run folder or in the one found.
     run = run or Run.create(options, SCRIPT)

@@ -17,9 +17,8 @@ import PIL
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
 
-from utils import write_json, write_whole
+from utils import progress, write_json, write_whole
 
 # isort: split
 # After utils, which says in one line what to do if torchvision doesn't fit torch.
@@ -65,7 +64,7 @@ def decode(path: Path, size: int | None) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, size, size)
 
 
-def try_decode(path: Path, size: int) -> Tensor | str:
+def try_decode(path: Path, size: int | None) -> Tensor | str:
     """Return the decoded image, or in one line what is wrong with the file."""
     try:
         return decode(path, size)
@@ -160,9 +159,7 @@ def decode_all(
             images[place] = image
         return None
 
-    troubles = list(
-        tqdm(pool.map(decode_to, range(len(files))), "decode", len(files), unit=" images", leave=False, disable=None)
-    )
+    troubles = list(progress(pool.map(decode_to, range(len(files))), "decode", "images", len(files)))
     skipped = {path: trouble for path, trouble in zip(files, troubles, strict=True) if trouble is not None}
     places = [place for place, trouble in enumerate(troubles) if trouble is None]
     if keep and skipped:

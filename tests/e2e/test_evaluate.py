@@ -269,7 +269,29 @@ def test_a_table_of_other_columns_is_left_alone(world, tmp_path, capsys):
     (tmp_path / "metrics.csv").write_text("a,b\n1,2\n")
     assert call(world / "dcgan", f"--out={tmp_path}") == 2
     assert "metrics.csv has other columns" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"], "nothing else is left"
     assert (tmp_path / "metrics.csv").read_text() == "a,b\n1,2\n"
+
+
+def test_a_folder_of_any_name(world, tmp_path, capsys):
+    """As REFERENCE it stands in the table: resolved, so that no spreadsheet takes it for a formula, and on one line."""
+    shutil.copytree(world / "others", tmp_path / '=1+1\n\x0b,"\u2028 \udcff')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        for _ in range(2):
+            assert call(world / "dcgan", '=1+1\n\x0b,"\u2028 \udcff', "--out=out") == 0
+    rows = runs.read_metrics(tmp_path / "out")
+    assert len(rows) == 14 and {row["split"] for row in rows} == {f'{tmp_path}/=1+1??,"\u2028 \\udcff'}
+    assert len((tmp_path / "out/metrics.csv").read_bytes().split(b"\n")) == 1 + 14 + 1
+    assert json.loads((tmp_path / "out/evaluation-000004-pixels.json").read_text())["reference"].endswith("\udcff")
+
+
+def test_decoded_images_are_kept_beside_the_run(world, tmp_path, monkeypatch):
+    """Wherever it is now: a run that was moved writes nothing where it was."""
+    monkeypatch.setattr("data.decoding._CACHE_SECONDS", 0)
+    shutil.copytree(world / "dcgan", tmp_path / "moved/dcgan")
+    assert call(tmp_path / "moved/dcgan") == 0
+    assert (tmp_path / "moved/.cache").is_dir() and not (world / ".cache").exists()
 
 
 def test_without_inception_the_rest_is_computed(world, tmp_path, monkeypatch, capsys):
@@ -415,7 +437,7 @@ def test_the_best_is_not_overwritten_by_a_worse_one(run_once, monkeypatch):
     scores = iter([3.0, 1.0, 2.0])
     measured = {"task": "z", "split": "train", "metric": "m", "std": None, "features": "f", "resize": "", "seed": 0,
                 "generated": 2, "reference": 2}  # fmt: skip
-    monkeypatch.setattr(evaluate.Evaluator, "__call__", lambda self, generators: [{**measured, "value": next(scores)}])
+    monkeypatch.setattr(evaluate.Judge, "__call__", lambda self, case: ([{**measured, "value": next(scores)}], None))
     run = run_once("--eval_every=1", "--train_iters=3")
     assert torch.load(run.folder / "best.pt", weights_only=True)["step"] == 2
 
@@ -441,6 +463,24 @@ def test_rows_after_a_torn_one(world, tmp_path):
         file.write("4,evaluate.py,z,tra")
     assert call(world / "dcgan", f"--out={tmp_path}") == 0
     assert runs.read_metrics(tmp_path) == [*whole, *whole]
+    with open(tmp_path / "metrics.csv", "a") as file:
+        file.write('4,evaluate.py,z,"/a')
+    assert call(world / "dcgan", f"--out={tmp_path}") == 0
+    assert runs.read_metrics(tmp_path) == [*whole, *whole, *whole]
+
+
+def test_a_header_that_a_crash_has_torn(world, tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,sou")
+    assert call(world / "dcgan", f"--out={tmp_path}") == 0
+    assert len(rows_of(tmp_path)) == 7 == len(runs.read_metrics(tmp_path))
+
+
+def test_a_foreign_table_stops_a_resumption(run_once, capsys):
+    run = run_once("--eval_every=2")
+    (run.folder / "metrics.csv").write_text("a,b\n1,2\n")
+    assert resume(f"--resume={run.folder}", "--train_iters=9") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "other columns" in err
 
 
 def test_a_run_never_goes_on_from_before_its_best(run_once):

@@ -381,14 +381,6 @@ def test_a_full_disk(place, monkeypatch, capsys):
     assert err.count("\n") == 1 and "g.png: No space left on device" in err
 
 
-def test_progress_without_a_terminal(monkeypatch, capsys):
-    """Plain lines now and then, with speed and time left."""
-    monkeypatch.setattr(generate, "_PROGRESS_SECONDS", 0)
-    assert list(generate.progress("abc", 3, "images")) == ["a", "b", "c"]
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 and lines[0].startswith("1 of 3, ") and "s left" in lines[0] and "images/s" in lines[0]
-
-
 def test_load_generator(place):
     """As the docstring says, without any flag of a command line."""
     G = load_generator("cats")

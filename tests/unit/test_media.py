@@ -13,7 +13,7 @@ import generate
 from data.media import Frame, Video, ahead, read_image, write_image, write_video
 from models import CycleGenerator
 from tests.conftest import make_photo
-from utils import UserError, image_grid
+from utils import UserError
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +103,7 @@ def test_random_walk():
     assert abs(points.mean()) < 0.03 and abs(points.std() - 3**-0.5) < 0.02
 
 
-# ---- Pixels
-
-
-def test_to_pixels_rounds_as_the_grid():
-    images = torch.rand(1, 3, 16, 16) * 2.2 - 1.1
-    assert np.array_equal(generate.to_pixels(images)[0], image_grid(images, 1).permute(1, 2, 0).numpy())
+# ---- Sizes
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import resource
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import utils
 from tests.conftest import ROOT, command
 from utils import (
     NonFiniteError,
@@ -16,10 +18,13 @@ from utils import (
     choose_device,
     choose_precision,
     descend,
+    from_uint8,
     image_grid,
     keep_freed_memory,
+    progress,
     run_main,
     seed_everything,
+    to_uint8,
 )  # fmt: skip
 
 CPU = torch.device("cpu")
@@ -83,6 +88,36 @@ def test_image_grid():
     assert grid.dtype is torch.uint8 and grid.shape == (3, 14, 14)
     assert [grid[0, y, x].item() for y, x in ((3, 3), (3, 9), (9, 3), (9, 9))] == [0, 128, 255, 255]
     assert grid[:, 0, 0].tolist() == [255] * 3, "white between the images"
+
+
+def test_pixels_there_and_back():
+    """All 256 values are their own; beyond [-1, 1] they end, between two they round, and the input stays."""
+    pixels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(from_uint8(pixels)), pixels)
+    assert from_uint8(pixels[[0, 255]]).tolist() == [-1, 1]
+    images = torch.tensor([-1.4, 7.0, 100.4 / 127.5 - 1, 100.6 / 127.5 - 1])
+    assert to_uint8(images).tolist() == [0, 255, 100, 101]
+    floats = torch.full((1,), 3.0)
+    from_uint8(floats)
+    assert floats.item() == 3 and images[1] == 7
+
+
+def test_progress_without_a_terminal(monkeypatch, capsys):
+    """Plain lines now and then, with speed and time left; none if it is soon done."""
+    assert list(progress("abc", "draw", "images")) == ["a", "b", "c"] and capsys.readouterr().out == ""
+    monkeypatch.setattr(utils, "PLAIN_SECONDS", 0)
+    assert list(progress("abc", "draw", "images")) == ["a", "b", "c"]
+    first, *others = capsys.readouterr().out.splitlines()
+    assert len(others) == 2 and re.fullmatch(r"draw: 1 of 3, 00:00 left, [\d.]+ images/s", first), first
+    assert list(progress(iter("ab"), "draw", "images")) == ["a", "b"]
+    assert re.match(r"draw: 1, [\d.]+ images/s\n", capsys.readouterr().out), "without a total"
+
+
+def test_progress_in_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert list(progress(iter("abc"), "draw", "images", 3)) == ["a", "b", "c"]
+    out, err = capsys.readouterr()
+    assert out == "" and "draw" in err and "/3 " in err and "images" in err
 
 
 @pytest.mark.parametrize(
