@@ -198,9 +198,9 @@ def main(request: CycleOptions) -> int:
     measure = evaluate_while_training(generators, options, device)
 
     # Train, in a new run folder or in the one found.
-    run = run or Run.create(options, SCRIPT)
     samples, trouble = partial(draw_samples, fixed=fixed), partial(find_trouble, fixed=fixed)
-    return train(run, state, options, data, options.train_iters, train_step, samples, trouble, PANELS, measure)
+    with run or Run.create(options, SCRIPT) as run:
+        return train(run, state, options, data, options.train_iters, train_step, samples, trouble, PANELS, measure)
 
 
 if __name__ == "__main__":

@@ -362,6 +362,10 @@ class ImageBatches:
         }
         return np.array([orders[p][i] for p, i in zip(passes.tolist(), places.tolist(), strict=True)])
 
+    def files_of(self, step: int) -> list[Path]:
+        """Return the files of batch `step` (from 0)."""
+        return [self.files[place] for place in self.indices(step).tolist()]
+
     def batch(self, step: int, whole: bool = False) -> Tensor:
         """Return the augmented batch of `step` (from 0): float32 (B, 3, S, S) in [-1, 1] on the device.
 

@@ -218,7 +218,7 @@ from data.media import (
 from data_loader import list_images
 from models import build_dc_generator, build_translator, sample_latents
 from options import CommonOptions, CycleOptions, VanillaOptions
-from runs import read_checkpoint
+from runs import few, find_differences, read_checkpoint
 from utils import (
     UserError,
     choose_device,
@@ -282,7 +282,11 @@ def load_trained(where: Path, checkpoint: str = "newest", device: str = "cpu") -
         generators = {}
         for direction, name in names.items():
             G = build(options)
-            G.load_state_dict(content["ema"].get(name) or content["networks"][name])
+            weights = content["ema"].get(name) or content["networks"][name]
+            differences = find_differences(G.state_dict(), weights, name)
+            if differences:
+                raise ValueError(few(differences))
+            G.load_state_dict(weights)
             generators[direction] = G.to(device).eval().requires_grad_(False)
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]

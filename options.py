@@ -119,6 +119,9 @@ class CommonOptions:
     log_step: int = option(10, "iterations between rows of losses.csv", "Output", at_least=1, resumable=True)
     sample_every: int = option(200, "iterations between grids", "Output", at_least=1, resumable=True)
     checkpoint_every: int = option(500, "iterations between checkpoints", "Output", at_least=1, resumable=True)
+    keep_checkpoints: int | None = option(
+        None, "keep only the newest N checkpoints, and best.pt; default: all", "Output", at_least=2, resumable=True,
+        metavar="N")
     eval_every: int = option(
         0, "iterations between evaluations, which go to metrics.csv, a curve in losses.png, and best.pt; 0: none",
         "Output", at_least=0, resumable=True)

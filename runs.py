@@ -23,6 +23,7 @@ grow line by line; losses.csv is cut back to the checkpoint when a run goes on.
 import csv
 import dataclasses
 import datetime
+import hashlib
 import io
 import itertools
 import json
@@ -33,6 +34,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Callable
@@ -45,10 +47,29 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import NonFiniteError, UserError, count_processes, rank, tell_all, write_json, write_whole
+from utils import (
+    NonFiniteError,
+    UserError,
+    append,
+    count_processes,
+    launch,
+    make_folder,
+    name_trouble,
+    rank,
+    restarts,
+    sync,
+    tell_all,
+    write_bytes,
+    write_json,
+)
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock
+    fcntl = None
 
 BEST = "best.pt"
-FORMAT = 1  # of checkpoints; raised when an older program could not read a newer one's
+FORMAT = 2  # of checkpoints; raised when an older program could not read a newer one's. 2: sealed
 METRICS = (
     "step", "source", "task", "split", "metric", "value", "std", "features", "resize", "generated", "reference", "seed",
 )  # fmt: skip
@@ -77,11 +98,17 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "pillow": Image.__version__,
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "machine": platform.machine(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
         "processes": count_processes(),
+        "launch": launch(),
         "git_commit": commit,
     }
+
+
+# What a run that goes on must share with the one that began, to equal one that never stopped to the last bit.
+_EXACT = ("torch", "device", "cpu", "threads", "processes")
 
 
 class Run:
@@ -101,7 +128,7 @@ class Run:
         self.samples = Path(options.sample_dir).resolve() / folder.name if options.sample_dir else folder / "samples"
         self.rows: list[dict[str, float]] = []
         self.metrics: list[dict[str, str]] = []
-        self._losses_file = None
+        self._lock = None
         self._writer = None
         self._next_plot = time.monotonic() + _PLOT_SECONDS
 
@@ -127,11 +154,12 @@ class Run:
         stem = "-".join([script.removesuffix(".py"), *options.name_parts()])
         cls._refuse_taken_name(options)
         try:
-            parent.mkdir(parents=True, exist_ok=True)
+            make_folder(parent)
             while True:
                 folder = parent / options.name if options.name is not None else cls._next_folder(parent, stem)
                 try:
                     folder.mkdir()
+                    sync(parent)
                     break
                 except FileExistsError:  # another run was faster: take the next number, or refuse the name
                     cls._refuse_taken_name(options)
@@ -143,9 +171,13 @@ class Run:
         run = cls(folder, options, script)
         try:
             run.save_options(options)
-            run.samples.mkdir(parents=True)
-        except OSError as error:
+            make_folder(run.samples.parent)
+            run.samples.mkdir()
+            sync(run.samples.parent)
+        except (OSError, UserError) as error:
             shutil.rmtree(folder)
+            if isinstance(error, UserError):
+                raise
             raise UserError(
                 f"--sample_dir: {error.filename or folder}: {error.strerror}; use another folder or --name"
             ) from None
@@ -175,11 +207,14 @@ class Run:
     def find(cls, request: Options, script: str) -> tuple["Run | None", Options]:
         """Return the run that a command resumes, with its own options changed by the command's flags.
 
-        Without `--resume` there is none: returns None and the request, whose name must be free.
+        Without `--resume` there is none: returns None and the request, whose name must be free. But when torchrun
+        starts its processes anew after one has died, they resume what they began.
 
         Raises:
             UserError: a name that is taken, no such run, the run of another script, or a flag that may not differ.
         """
+        if request.resume is None and restarts():
+            request = dataclasses.replace(request, resume=cls._find_begun(request))
         if request.resume is None:
             cls._refuse_taken_name(request)
             return None, request.with_absolute_folders()
@@ -212,13 +247,36 @@ class Run:
         run.samples = folder / samples  # where they have been: a run that was renamed keeps a folder of --sample_dir
         return run, options
 
+    @staticmethod
+    def _find_begun(request: Any) -> str | None:
+        """Return the run folder that this launch of torchrun began with the same request, before it started anew."""
+        for path in Path(request.checkpoint_dir).glob("*/environment.json"):
+            if request.name in (None, path.parent.name) and _read_starts(path.parent)[-1].get("launch") == launch():
+                return str(path.parent)
+        return None
+
     def start(self, options: Any, device: torch.device) -> None:
-        """Record options and environment of this start, and open the logs. Call it once, before training."""
-        self.samples.mkdir(parents=True, exist_ok=True)
+        """Record options and environment of this start, and open the logs. Call it once, before training.
+
+        Says what is no longer as it was, so that a run that goes on may differ from one that never stopped.
+        """
+        for path in [*self.folder.glob(".*.tmp"), *self.samples.glob(".*.tmp")]:  # of a process that was killed
+            if not path.name.startswith((".evaluation", ".nearest")):  # evaluate.py may be at work here
+                path.unlink(missing_ok=True)
+        make_folder(self.samples)
         self.save_options(options)
-        path = self.folder / "environment.json"
-        starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        write_json(path, [*starts, describe_environment(device)])
+        starts, now = _read_starts(self.folder), describe_environment(device)
+        write_json(self.folder / "environment.json", [*starts, now])
+        changed = [key for key in _EXACT if starts and starts[-1].get(key, now[key]) != now[key]]
+        if self.resumed_step is not None and changed:
+            differences = ", ".join(f"{key} {starts[-1][key]} became {now[key]}" for key in changed)
+            self.say(f"Note: {differences}: from here on the run may differ, by rounding, from one that never stopped")
+        elif self.resumed_step is not None and device.type != "cpu" and not now["deterministic"]:
+            self.say("Note: without --deterministic the run may differ, by rounding, from one that never stopped")
+
+        # TensorBoard writes in a thread of its own and raises the errors of that thread in this one, too.
+        tell = threading.excepthook
+        threading.excepthook = lambda about: None if isinstance(about.exc_value, OSError) else tell(about)
         from torch.utils.tensorboard import SummaryWriter  # here, because it takes its time to import
 
         # What TensorBoard has after the checkpoint will come again.
@@ -226,16 +284,39 @@ class Run:
         self._writer = SummaryWriter(str(self.folder), purge_step=purge_step)
 
     def __enter__(self) -> "Run":
+        """Take the lock of the run, which lasts as long as this process. Raises UserError if another one has it."""
+        path = self.folder / ".lock"
+        while fcntl is not None and self._lock is None:
+            lock = open(path, "a+", encoding="utf-8")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                holder = lock.read() or "another process"
+                raise UserError(f"--resume: {self.folder} is in use by {holder}; wait for it, or stop it") from None
+            except OSError:  # a file system without locks
+                pass
+            if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):  # not that of one who ended
+                lock.truncate(0)
+                lock.write(f"process {os.getpid()} on {platform.node()} since {datetime.datetime.now():%F %T}")
+                lock.flush()
+                self._lock = lock
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
-        """Finish the logs, and say in log.txt what ended a run whose losses or weights were no longer finite."""
-        if isinstance(error, NonFiniteError):
-            self.log(f"Stopped: {error}")
-        if self._losses_file is not None:
-            self._losses_file.close()
-        if self._writer is not None:
-            self._writer.close()
+        """Finish the logs, say in log.txt what ended a run whose numbers were no longer finite, and free the lock."""
+        try:
+            if isinstance(error, NonFiniteError):
+                self.log(f"Stopped: {error}")
+            if self._writer is not None:
+                self._writer.close()
+        except (OSError, UserError):
+            if error is None:
+                raise
+        finally:
+            if self._lock is not None:
+                (self.folder / ".lock").unlink(missing_ok=True)
+                self._lock.close()
 
     def save_options(self, options: Any) -> None:
         """Write options.json."""
@@ -287,25 +368,27 @@ class Run:
 
     def log(self, text: str) -> None:
         """Add a line to log.txt."""
-        with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
-            file.write(text + "\n")
+        append(self.folder / "log.txt", text + "\n")
 
     def add_losses(self, step: int, losses: dict[str, float], lr: float) -> None:
         """Add a row to losses.csv and to TensorBoard."""
         row = {"step": step, **losses, "lr": lr}
-        if self._losses_file is None:
-            path = self.folder / "losses.csv"
-            is_new = not path.exists()
-            self._losses_file = open(path, "a", encoding="utf-8", newline="")
-            if is_new:
-                self._losses_file.write(",".join(row) + "\n")
-        self._losses_file.write(",".join(f"{value:.6g}" if key != "step" else str(step) for key, value in row.items()))
-        self._losses_file.write("\n")
-        self._losses_file.flush()
+        path = self.folder / "losses.csv"
+        header = "" if path.exists() else ",".join(row) + "\n"
+        values = [f"{value:.6g}" if key != "step" else str(step) for key, value in row.items()]
+        append(path, header + ",".join(values) + "\n")
         self.rows.append(row)
-        for key, value in row.items():
-            if key != "step":
-                self._writer.add_scalar(f"losses/{key}" if key in losses else key, value, step)
+        self._board(
+            "add_scalar", {f"losses/{key}" if key in losses else key: row[key] for key in row if key != "step"}, step
+        )
+
+    def _board(self, method: str, values: dict[str, Any], step: int) -> None:
+        """Give values to TensorBoard, by a method of SummaryWriter."""
+        try:
+            for name, value in values.items():
+                getattr(self._writer, method)(name, value, step)
+        except OSError as error:
+            raise name_trouble(Path(self._writer.file_writer.event_writer._file_name), error, 0) from None
 
     def add_metrics(self, step: int, rows: list[dict[str, Any]]) -> bool:
         """Add an evaluation while training to metrics.csv and TensorBoard; return whether it is the best so far."""
@@ -314,7 +397,7 @@ class Run:
         self.metrics = read_metrics(self.folder)
         for row in rows:
             name = "/".join(filter(None, ["metrics", row["task"], row["split"], row["metric"]]))
-            self._writer.add_scalar(name.replace(" ", "_"), row["value"], step)
+            self._board("add_scalar", {name.replace(" ", "_"): row["value"]}, step)
         name, scores = find_scores(self.metrics)
         now = statistics.mean(scores[step].values())
         is_best = all(now < statistics.mean(of.values()) for at, of in scores.items() if at != step)
@@ -327,7 +410,7 @@ class Run:
         kept = [row for row in read_metrics(self.folder) if row["source"] != "training" or int(row["step"]) <= step]
         self.metrics = kept
         if path.exists():
-            write_whole(path, lambda file: file.write((",".join(METRICS) + "\n" + _as_csv(kept)).encode()))
+            write_bytes(path, (",".join(METRICS) + "\n" + _as_csv(kept)).encode())
 
     def has_losses(self) -> bool:
         """Whether losses.csv and losses.png have anything to show."""
@@ -343,7 +426,7 @@ class Run:
             return path.unlink()
         kept = [row for row in rows if len(row) == len(header) and row[0].isdecimal() and int(row[0]) <= step]
         text = "".join(",".join(row) + "\n" for row in [header, *kept])
-        write_whole(path, lambda file: file.write(text.encode()))
+        write_bytes(path, text.encode())
         self.rows = [{key: float(value) for key, value in zip(header, row, strict=True)} for row in kept]
 
     def plot_losses(self, panels: dict[str, list[str]], now: bool = False) -> None:
@@ -356,7 +439,9 @@ class Run:
         if not self.rows or not (now or started >= self._next_plot):
             return
         figure = draw_losses(self.rows, panels, self.folder.name, *find_scores(self.metrics))
-        write_whole(self.folder / "losses.png", lambda file: figure.savefig(file, format="png", dpi=100))
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=100)
+        write_bytes(self.folder / "losses.png", drawn.getvalue())
         finished = time.monotonic()
         self._next_plot = finished + max(_PLOT_SECONDS, (finished - started) / _PLOT_SHARE)
 
@@ -367,8 +452,8 @@ class Run:
         """
         first, *rest = name.split("-")
         path = self.samples / ("-".join([first, f"{step:06d}", *rest]) + ".png")
-        write_whole(path, lambda file: _to_image(grid).save(file, format="PNG"))
-        self._writer.add_image(name, grid, step)
+        write_bytes(path, _to_png(grid))
+        self._board("add_image", {name: grid}, step)
         return path
 
     # ---- Checkpoints
@@ -379,12 +464,19 @@ class Run:
         Args:
             name: of the file, if it is another one.
         """
-        if self._losses_file is not None:
-            os.fsync(self._losses_file.fileno())  # a checkpoint must not be newer than the log it belongs to
+        for log in ("losses.csv", "metrics.csv"):  # a checkpoint must not outlive the logs that it belongs to
+            if (self.folder / log).exists():
+                sync(self.folder / log)
         path = self.folder / (name or f"checkpoint-{step:06d}.pt")
-        content = {"format": FORMAT, "script": self.script, "step": step, **content}
-        write_whole(path, lambda file: torch.save(content, file))
+        write_bytes(path, _seal({"format": FORMAT, "script": self.script, "step": step, **content}))
         return path
+
+    def prune_checkpoints(self, keep: int) -> None:
+        """Delete all but the newest `keep` checkpoints, if those are whole."""
+        checkpoints = [path for _, path in list_checkpoints(self.folder)]
+        if checkpoints[keep:] and all(_is_sealed(path.read_bytes()) for path in checkpoints[:keep]):
+            for path in checkpoints[keep:]:
+                path.unlink()
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """Return the newest complete checkpoint, on the CPU, and cut losses.csv back to its step.
@@ -410,8 +502,17 @@ class Onlooker(Run):
     def _nothing(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    start = save_options = record_data = say = log = add_losses = add_metrics = _nothing
-    _cut_losses = _cut_metrics = plot_losses = save_grid = save_checkpoint = _nothing
+    start = save_options = record_data = say = log = add_losses = add_metrics = __exit__ = _nothing
+    _cut_losses = _cut_metrics = plot_losses = save_grid = save_checkpoint = prune_checkpoints = _nothing
+
+    def __enter__(self) -> "Run":
+        return self
+
+
+def _read_starts(folder: Path) -> list[dict[str, Any]]:
+    """Return the starts of a run that environment.json lists; none if there is no such file."""
+    path = folder / "environment.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -463,8 +564,7 @@ def append_metrics(folder: Path, rows: list[dict[str, Any]]) -> Path:
     path, before = folder / "metrics.csv", check_metrics(folder)
     header = ",".join(METRICS) + "\n"
     start = header[len(before) :] or ("" if before.endswith("\n") else "\n")  # after a row that a crash has torn
-    with open(path, "a", encoding="utf-8", newline="") as file:
-        file.write(start + _as_csv(rows))
+    append(path, start + _as_csv(rows))
     return path
 
 
@@ -511,31 +611,92 @@ def save_evaluation(
     write_json(written[0], content)
     for task, picture in pictures.items():
         name = f"nearest-{stem}" + (f"-{task[0]}-{task[-1]}" if "2" in task else "") + ".png"
-        write_whole(folder / name, lambda file, picture=picture: _to_image(picture).save(file, format="PNG"))
+        write_bytes(folder / name, _to_png(picture))
         written.append(folder / name)
     return [*written, table]
 
 
-def _to_image(picture: Tensor) -> Image.Image:
-    """uint8 (3, H, W) -> image."""
-    return Image.fromarray(picture.permute(1, 2, 0).numpy())
+def _to_png(picture: Tensor) -> bytes:
+    """uint8 (3, H, W) -> a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, format="PNG")
+    return file.getvalue()
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+_DIGEST = 64  # characters of a SHA-256
+
+
+def _seal(content: dict[str, Any]) -> bytes:
+    """Return a checkpoint file: what torch.save makes, with the SHA-256 of it as the comment of the zip archive.
+
+    torch.load doesn't notice a byte that has changed, and the archive's own checksums don't cover all bytes.
+    """
+    file = io.BytesIO()
+    torch.save(content, file)
+    data = file.getvalue()[:-2] + _DIGEST.to_bytes(2, "little")  # the length of the comment ends the archive
+    return data + hashlib.sha256(data).hexdigest().encode()
+
+
+def _is_sealed(data: bytes) -> bool:
+    """Whether a file is what `_seal` made, to the last bit."""
+    return hashlib.sha256(memoryview(data)[:-_DIGEST]).hexdigest().encode() == data[-_DIGEST:]
+
+
+def _read_file(path: Path, step: int | None = None) -> dict[str, Any]:
     """Return the content of a checkpoint file, on the CPU; raise whatever a damaged one leads to.
+
+    Args:
+        step: that its name says.
 
     Raises:
         UserError: it is of a newer program.
     """
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()  # torch.load does not compare checksums
-    if damaged is not None:
-        raise ValueError(f"{damaged} is damaged")
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    data = path.read_bytes()
+    is_sealed = _is_sealed(data)
+    if not is_sealed:  # damaged, or of format 1
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} is damaged")
+    content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     version = content["format"]
     if version > FORMAT:
         raise UserError(f"{path} has format {version}, this program reads {FORMAT}; update it")
+    if version > 1 and not is_sealed:
+        raise ValueError("it is damaged")
+    if step not in (None, content["step"]):
+        raise ValueError(f"it is of iteration {content['step']}")
     return content
+
+
+def find_differences(expected: dict[str, Any], found: Any, name: str) -> list[str]:
+    """Return how a state dict differs from the expected one, in names, shapes, types, or by numbers that aren't finite.
+
+    Args:
+        expected, found: name -> tensor. Other values are not compared.
+        name: of the network, for the lines that are returned.
+    """
+    if not isinstance(found, dict):
+        return [f"{name} is missing"]
+    lines = [f"{name}.{key} is missing" for key in expected.keys() - found.keys()]
+    lines += [f"{name}.{key} is unknown" for key in found.keys() - expected.keys()]
+    for key in expected.keys() & found.keys():
+        old, new = expected[key], found[key]
+        if not isinstance(old, Tensor):
+            continue
+        if not isinstance(new, Tensor) or new.shape != old.shape or new.dtype != old.dtype:
+            is_like = [
+                f"{tuple(one.shape)} {one.dtype}" if isinstance(one, Tensor) else type(one) for one in (new, old)
+            ]
+            lines.append(f"{name}.{key} is {is_like[0]}, not {is_like[1]}".replace("torch.", ""))
+        elif not new.isfinite().all():
+            lines.append(f"{name}.{key} is not finite")
+    return sorted(lines)
+
+
+def few(lines: list[str]) -> str:
+    """Return the first three of some lines, and how many more there are."""
+    return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
 
 
 def _in_one_line(error: Exception) -> str:
@@ -555,9 +716,9 @@ def read_checkpoint(where: Path, warn: Callable[[str], None], which: str = "newe
         UserError: no such checkpoint, none that is complete, or one of a newer program.
     """
     if where.is_dir() and which == "newest":
-        for _, path in list_checkpoints(where):
+        for step, path in list_checkpoints(where):
             try:
-                return _read_file(path)
+                return _read_file(path, step)
             except UserError:
                 raise
             except Exception as error:  # torch.load has no one exception for a broken file

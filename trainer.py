@@ -10,7 +10,8 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from runs import BEST, Run
+from runs import BEST, Run, few, find_differences
 from utils import (
     PLAIN_SECONDS,
     NonFiniteError,
@@ -92,7 +93,14 @@ class State:
         }
 
     def load(self, checkpoint: dict[str, Any]) -> None:
-        """Become the state that `to_checkpoint` described. Raises UserError if it has other networks."""
+        """Become the state that `to_checkpoint` described.
+
+        Raises:
+            UserError: it is not of these networks and optimizers, or not finite. Nothing is changed then.
+        """
+        differences = self._find_differences(checkpoint)
+        if differences:
+            raise UserError(f"--resume: the checkpoint doesn't fit the options of its run: {few(differences)}")
         try:
             for name, network in self.networks.items():
                 network.load_state_dict(checkpoint["networks"][name])
@@ -103,18 +111,43 @@ class State:
                 make_capturable(optimizer, self.device)
             for name, pool in self.pools.items():
                 pool.load_state_dict(checkpoint["pools"][name])
-        except (RuntimeError, ValueError, KeyError) as error:
-            reason = str(error).split("\n")[0]
+            if checkpoint["scaler"]:
+                self.precision.scaler.load_state_dict(checkpoint["scaler"])
+            self.losses = list(checkpoint["sums"])
+            self.sums = torch.stack(list(checkpoint["sums"].values())).to(self.device) if self.losses else None
+            self.summed, self.step = checkpoint["summed"], checkpoint["step"]
+            self.warned = list(checkpoint.get("warned", []))
+            torch.set_rng_state(checkpoint["rng"]["cpu"])
+            if self.device.type != "cpu" and self.device.type in checkpoint["rng"]:
+                torch.get_device_module(self.device).set_rng_state(checkpoint["rng"][self.device.type])
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:  # a file of another's making
+            reason = " ".join(str(error).split())[:200]
             raise UserError(f"--resume: the checkpoint doesn't fit the options of its run ({reason})") from None
-        if checkpoint["scaler"]:
-            self.precision.scaler.load_state_dict(checkpoint["scaler"])
-        self.losses = list(checkpoint["sums"])
-        self.sums = torch.stack(list(checkpoint["sums"].values())).to(self.device) if self.losses else None
-        self.summed, self.step = checkpoint["summed"], checkpoint["step"]
-        self.warned = list(checkpoint.get("warned", []))
-        torch.set_rng_state(checkpoint["rng"]["cpu"])
-        if self.device.type != "cpu" and self.device.type in checkpoint["rng"]:
-            torch.get_device_module(self.device).set_rng_state(checkpoint["rng"][self.device.type])
+
+    def _find_differences(self, checkpoint: dict[str, Any]) -> list[str]:
+        """Return how the networks, moving averages and optimizers of a checkpoint differ from these."""
+        lines = []
+        for part, networks in (("networks", self.networks), ("ema", self.averages)):
+            found = checkpoint.get(part)
+            found = found if isinstance(found, dict) else {}
+            lines += [f"{part} has {name}" for name in found.keys() - networks.keys()]
+            for name, network in networks.items():
+                label = name if part == "networks" else f"the average of {name}"
+                lines += find_differences(network.state_dict(), found.get(name), label)
+        for name, optimizer in self.optimizers.items():
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            moments = {f"{i}": (parameter, parameter) for i, parameter in enumerate(parameters)}
+            try:
+                state = checkpoint["optimizers"][name]["state"]
+                found = {f"{i}": (of["exp_avg"], of["exp_avg_sq"]) for i, of in state.items()}
+            except (KeyError, TypeError, AttributeError):
+                lines.append(f"the optimizer {name} is missing")
+                continue
+            for i, which in enumerate(("first", "second")):
+                expected, there = ({key: pair[i] for key, pair in one.items()} for one in (moments, found))
+                if there or checkpoint.get("step"):  # before the first step there are none
+                    lines += find_differences(expected, there, f"the {which} moment of optimizer {name}")
+        return lines
 
     def for_samples(self, name: str) -> nn.Module:
         """Return the network to show: its moving average, else itself."""
@@ -158,20 +191,26 @@ class State:
             name, value, step = next(entry for entry in values if not math.isfinite(entry[1]))
             raise NonFiniteError(
                 f"the loss {name} became {value} at iteration {step}; no checkpoint was written since. Start a new run "
-                "with a lower --lr or --amp off"
-            )
+                "with a lower --lr or --amp off", step,
+            )  # fmt: skip
         return means
 
     def check_finite(self) -> None:
-        """Raise NonFiniteError if a loss since the last row of losses.csv, or a weight, isn't finite."""
+        """Raise NonFiniteError if a loss since the last row of losses.csv, or anything to be saved, isn't finite."""
         self.mean_losses()
-        for name, network in self.networks.items():
-            sums = [value.sum() for value in network.state_dict().values() if value.is_floating_point()]
-            if not torch.stack(sums).isfinite().all().item():
+        saved = {f"the weights of {name}": network.state_dict() for name, network in self.networks.items()}
+        saved |= {f"the averaged weights of {name}": network.state_dict() for name, network in self.averages.items()}
+        saved |= {f"the fakes kept of {name}": pool.state_dict() for name, pool in self.pools.items()}
+        for name, optimizer in self.optimizers.items():
+            states = enumerate(optimizer.state.values())
+            saved[f"the moments of optimizer {name}"] = {(i, key): of[key] for i, of in states for key in of}
+        for name, content in saved.items():
+            tensors = [value for value in content.values() if isinstance(value, Tensor) and value.is_floating_point()]
+            if tensors and not torch.stack([tensor.isfinite().all() for tensor in tensors]).all().item():
                 raise NonFiniteError(
-                    f"the weights of {name} are no longer finite at iteration {self.step}; no checkpoint was written "
-                    "of them. Start a new run with a lower --lr or --amp off"
-                )
+                    f"{name} are no longer finite at iteration {self.step}; no checkpoint was written of them. Start "
+                    "a new run with a lower --lr or --amp off", self.step,
+                )  # fmt: skip
 
 
 def make_state(
@@ -369,13 +408,17 @@ class Steps:
 
 
 class StopSignals:
-    """Within this context, Ctrl-C and SIGTERM are noted in `received` instead of ending the process.
+    """Within this context, signals that ask the process to end are noted in `received` instead.
 
-    A second Ctrl-C raises KeyboardInterrupt at once.
+    Ctrl-C, SIGTERM, SIGHUP of a terminal that closes, and SIGUSR1, SLURM's warning before it kills. One that is ignored
+    stays so: SIGHUP under nohup. A second Ctrl-C raises KeyboardInterrupt at once.
     """
+
+    NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows has the first two
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._before: dict[int, Any] = {}
 
     def _note(self, number: int, frame: Any) -> None:
         if self.received == signal.SIGINT == number:
@@ -383,7 +426,9 @@ class StopSignals:
         self.received = number
 
     def __enter__(self) -> "StopSignals":
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in (getattr(signal, name) for name in self.NAMES if hasattr(signal, name)):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -421,6 +466,21 @@ class Progress:
             else:
                 self.run.say(line)
             self.told = now
+
+
+@contextmanager
+def naming_images(run: Run, data: dict[str, Any]) -> Iterator[None]:
+    """Have a NonFiniteError also name the images of its iteration: a few to the user, all in log.txt."""
+    try:
+        yield
+    except NonFiniteError as error:
+        few_files = []
+        for domain, images in data.items():
+            names = [path.name for path in images.files_of(error.step - 1)]
+            run.log(f"Images of iteration {error.step}, {domain}: {', '.join(map(repr, names))}")
+            more = f" and {len(names) - 3} more in log.txt" if len(names) > 3 else ""
+            few_files.append(f"{domain}: {', '.join(map(repr, names[:3]))}{more}")
+        raise NonFiniteError(f"{error}. The batch of that iteration: {'; '.join(few_files)}", error.step) from None
 
 
 def _open(run: Run, state: State, options: Any, data: dict[str, Any], total: int) -> bool:
@@ -503,6 +563,8 @@ def train(
         state.check_finite()  # a broken state must not become the newest checkpoint
         run.save_checkpoint(state.step, {"options": options.to_dict(), **state.to_checkpoint()})
         saved_step = state.step
+        if options.keep_checkpoints is not None:
+            run.prune_checkpoints(options.keep_checkpoints)
 
     def evaluate() -> None:
         state.check_finite()
@@ -515,7 +577,7 @@ def train(
     run.say(f"Training to iteration {total} in {run.folder}" + (f", from {state.step}" if state.step else ""))
     progress = Progress(run, state.step, total)
     steps = Steps(state, data, options, train_step, run.say)
-    with run, StopSignals() as stop, progress.bar:
+    with naming_images(run, data), StopSignals() as stop, progress.bar:
         # Show what the untrained networks make.
         if state.step == 0:
             save_grids()

@@ -2,9 +2,12 @@
 
 import ctypes
 import datetime
+import errno
 import io
 import json
 import os
+import platform
+import shutil
 import signal
 import sys
 import time
@@ -32,6 +35,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 PLAIN_SECONDS = 10.0  # without a terminal: time between two lines of progress
 _LESS_MEMORY = "lower --batch_size, --image_size, --cache_gb or the width of the networks"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -40,7 +44,15 @@ class UserError(Exception):
 
 
 class NonFiniteError(Exception):
-    """Training left the finite numbers. Its message names the loss and the iteration."""
+    """Training left the finite numbers. Its message names the loss and the iteration.
+
+    Attributes:
+        step: the iteration, counted from 1.
+    """
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 def run_main(main: Callable[[], int], prog: str) -> int:
@@ -161,6 +173,19 @@ def agree(number: int, device: torch.device) -> int:
     return int(tensor.item())
 
 
+def launch() -> str | None:
+    """Return a name for the torchrun that started this process, which stays when it starts all anew; else None."""
+    if not dist.is_torchelastic_launched():
+        return None
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # of one machine it may be "none" at every launch
+    return name if name != "none" else f"{platform.node()} {os.getppid()}"
+
+
+def restarts() -> int:
+    """Return how often torchrun has started all processes anew."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) if dist.is_torchelastic_launched() else 0
+
+
 def tell_all(value: Any) -> Any:
     """Return what process 0 gave, in every process."""
     if count_processes() == 1:
@@ -232,31 +257,87 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file whole or not at all, even if the power fails: temporary file, sync, rename, sync of the folder."""
+def name_trouble(path: Path, error: OSError, size: int) -> Exception:
+    """Return an error that says which file could not be written; if it had no room, how many bytes it needs."""
+    if error.errno not in _NO_ROOM:
+        return OSError(error.errno, error.strerror or str(error), str(path))
+    free = shutil.disk_usage(path.parent).free
+    return UserError(
+        f"{path}: {error.strerror}: it needs {size / 1e6:.3g} MB, and {free / 1e6:.3g} MB are free; make room (a "
+        "training then goes on with --resume)"
+    )
+
+
+def sync(path: Path) -> None:
+    """Have what a file holds, or the names in a folder, survive a loss of power.
+
+    A new file is only safe once its name is, too.
+    """
+    if os.name != "posix" and path.is_dir():
+        return
+    opened = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those that it lies in, so that they survive a loss of power. One that is there may stay."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync(path.parent)
+
+
+def append(path: Path, text: str) -> None:
+    """Add text to the end of a file, which is made if it isn't there. Raises UserError if there is no room for it."""
+    is_new = not path.exists()
+    try:
+        with open(path, "a", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            file.write(text)
+    except OSError as error:
+        raise name_trouble(path, error, len(text)) from None
+    if is_new:
+        sync(path.parent)
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], Any], size: int | None = None) -> None:
+    """Write a file whole or not at all, even if the power fails: temporary file, sync, rename, sync of the folder.
+
+    Args:
+        size: in bytes, for messages, if it is known before.
+
+    Raises:
+        UserError: there is no room for it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)
+            size = size or file.tell()
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        written = temporary.stat().st_size if temporary.exists() else 0
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise name_trouble(path, error, max(size or 0, written)) from None
         raise
-    if os.name == "posix":  # the new name is safe once its folder is
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    sync(path.parent)
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a file whole or not at all, as `write_whole` does."""
+    write_whole(path, lambda file: file.write(content), len(content))
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write plain types as indented JSON, whole or not at all."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     # A file name may hold bytes that are no text: JSON has an escape for those.
-    write_whole(path, lambda file: file.write(text.encode(errors="backslashreplace")))
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 class Precision(NamedTuple):

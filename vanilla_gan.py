@@ -122,8 +122,8 @@ def main(request: VanillaOptions) -> int:
     measure = evaluate_while_training({"z": partial(state.show, "G")}, options, device)
 
     # Train, in a new run folder or in the one found.
-    run = run or Run.create(options, SCRIPT)
-    return train(run, state, options, data, total, train_step, draw_samples, find_trouble, PANELS, measure)
+    with run or Run.create(options, SCRIPT) as run:
+        return train(run, state, options, data, total, train_step, draw_samples, find_trouble, PANELS, measure)
 
 
 if __name__ == "__main__":

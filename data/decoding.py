@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from utils import progress, write_json, write_whole
+from utils import UserError, progress, write_json, write_whole
 
 # isort: split
 # After utils, which says in one line what to do if torchvision doesn't fit torch.
@@ -126,7 +126,7 @@ def _write_cache(folder: Path, key: str, decoded: Decoded, outdated: str) -> boo
             path.unlink()
         write_whole(folder / f"{key}.npy", lambda file: np.save(file, decoded.images.numpy(), allow_pickle=False))
         write_json(folder / f"{key}.json", {"skipped": {path.name: text for path, text in decoded.skipped.items()}})
-    except (OSError, ValueError):  # ValueError: a file name that is no text
+    except (OSError, ValueError, UserError):  # ValueError: a file name that is no text
         return False
     return True
 

@@ -132,7 +132,7 @@ def test_progress_in_a_terminal(monkeypatch, capsys):
             ),
             2,
         ),
-        (NonFiniteError("x"), 3),
+        (NonFiniteError("x", 1), 3),
         (KeyboardInterrupt(), 130),
     ],
 )

@@ -1,0 +1,332 @@
+"""File operations of a piece of work, one by one: the process ends in the middle of each, or the power fails after it.
+
+`Operations` counts and carries out what the project writes by: open, write, truncate, fsync, replace, unlink, mkdir. It
+can end the process in or after the operation of a number, as `kill -9` would, and it remembers what would
+survive a loss of power: of a file what was there at its last fsync, of a folder the names at its last fsync.
+TensorBoard's own files are left out: nothing is read from them.
+"""
+
+import builtins
+import csv
+import os
+import re
+import shutil
+import stat
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from tests.conftest import assert_same, resume, train
+
+
+class Outcome(NamedTuple):
+    """How often a promise was put to the test, and how often it held; the same of its control, which must fail."""
+
+    tried: int
+    held: int
+    control_tried: int
+    control_failed: int
+
+
+class Durable(NamedTuple):
+    """The disk after an operation.
+
+    Attributes:
+        operation: what it was.
+        names: of files -> a number for the file, whatever its name.
+        safe_names: the same, as far as folders were synced.
+        contents: number -> the file's content at its last fsync.
+    """
+
+    operation: str
+    names: dict[Path, int]
+    safe_names: dict[Path, int]
+    contents: dict[int, bytes]
+
+
+class _File:
+    """A file open for writing whose writes are operations."""
+
+    def __init__(self, operations: "Operations", path: Path, raw: Any, is_text: bool):
+        self._operations, self._path, self._raw, self._is_text = operations, path, raw, is_text
+
+    def write(self, data: Any) -> int:
+        content = data.encode(errors="backslashreplace") if self._is_text else bytes(data)
+        half = content[: len(content) // 2]
+        self._operations.do(f"write {self._path.name}", lambda: self._raw.write(content), lambda: self._raw.write(half))
+        return len(data)
+
+    def truncate(self, size: int) -> int:
+        return self._operations.do(f"truncate {self._path.name}", lambda: self._raw.truncate(size))
+
+    def read(self) -> str:
+        return self._raw.read().decode()
+
+    def __getattr__(self, name: str) -> Any:  # tell, seek, flush, fileno, close
+        return getattr(self._raw, name)
+
+    def __enter__(self) -> "_File":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._raw.close()
+
+
+class Operations:
+    """Within this context the operations on files below `root` are counted, recorded, and perhaps the last.
+
+    Args:
+        end_at, moment: end the process "in" the operation of this number, or right "after" it.
+    """
+
+    def __init__(self, root: Path, end_at: int | None = None, moment: str = "in"):
+        self.root, self.end_at, self.moment = root, end_at, moment
+        self.log: list[Durable] = []
+        self._names = {path: i for i, path in enumerate(sorted(root.rglob("*"))) if path.is_file()}
+        self._safe_names = dict(self._names)
+        self._contents = {number: path.read_bytes() for path, number in self._names.items()}
+        self._count = len(self._names)
+
+    def do(self, name: str, work: Callable[[], Any], half: Callable[[], Any] | None = None) -> Any:
+        """Carry out one operation; end the process if it is the one."""
+        is_last = len(self.log) == self.end_at
+        if is_last and self.moment == "in":
+            if half is not None:  # the others are done or not
+                half()
+            os._exit(9)
+        result = work()
+        if is_last:
+            os._exit(9)
+        name = re.sub(r"\.\d+\.tmp$", ".tmp", name)
+        self.log.append(Durable(name, dict(self._names), dict(self._safe_names), dict(self._contents)))
+        return result
+
+    def _is_ours(self, path: Any) -> bool:
+        return isinstance(path, str | Path) and Path(path).is_relative_to(self.root)
+
+    def _open(self, path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if not self._is_ours(path) or not set(mode) & set("wa+x"):
+            return self._real["open"](path, mode, *args, **kwargs)
+        path = Path(path)
+
+        def work() -> Any:
+            raw = self._real["open"](path, mode.replace("b", "").replace("t", "") + "b", buffering=0)
+            if path not in self._names or "w" in mode:
+                self._count += 1
+                self._names[path] = self._count
+                self._contents[self._count] = b""
+            return raw
+
+        return _File(self, path, self.do(f"open {path.name}", work), "b" not in mode)
+
+    def _fsync(self, descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if not self._is_ours(path):
+            return self._real["fsync"](descriptor)
+
+        def work() -> None:
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                elsewhere = {name: number for name, number in self._safe_names.items() if name.parent != path}
+                self._safe_names = {**elsewhere, **{n: i for n, i in self._names.items() if n.parent == path}}
+            else:
+                self._contents[self._names[path]] = path.read_bytes()
+
+        return self.do(f"fsync {path.name}", work)
+
+    def _replace(self, source: Any, target: Any) -> None:
+        if not self._is_ours(target):
+            return self._real["replace"](source, target)
+
+        def work() -> None:
+            self._real["replace"](source, target)
+            self._names[Path(target)] = self._names.pop(Path(source))
+
+        return self.do(f"replace {Path(target).name}", work)
+
+    def _unlink(self, path: Any, **kwargs: Any) -> None:
+        if not self._is_ours(path) or not os.path.exists(path):
+            return self._real["unlink"](path, **kwargs)
+
+        def work() -> None:
+            self._real["unlink"](path, **kwargs)
+            self._names.pop(Path(path), None)
+
+        return self.do(f"unlink {Path(path).name}", work)
+
+    def _mkdir(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        if not self._is_ours(path) or os.path.exists(path):
+            return self._real["mkdir"](path, *args, **kwargs)
+        return self.do(f"mkdir {Path(path).name}", lambda: self._real["mkdir"](path, *args, **kwargs))
+
+    def __enter__(self) -> "Operations":
+        self._real = {name: getattr(os, name) for name in ("fsync", "replace", "unlink", "mkdir")}
+        self._real["open"] = builtins.open
+        builtins.open = self._open
+        for name in ("fsync", "replace", "unlink", "mkdir"):
+            setattr(os, name, getattr(self, f"_{name}"))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        builtins.open = self._real.pop("open")
+        for name, function in self._real.items():
+            setattr(os, name, function)
+
+
+def after_power_loss(disk: Durable, root: Path, target: Path, names_survive: bool) -> None:
+    """Write to `target` what a loss of power leaves of `root`: only what was synced.
+
+    Args:
+        names_survive: whether the new names in folders happened to reach the disk, although they were not synced.
+    """
+    for path, number in (disk.names if names_survive else disk.safe_names).items():
+        copy = target / path.relative_to(root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(disk.contents[number])
+
+
+def in_a_fork(work: Callable[[], int]) -> int:
+    """Do the work in a copy of this process; return its exit code."""
+    child = os.fork()
+    if child == 0:
+        try:
+            with open(os.devnull, "w") as nothing:
+                os.dup2(nothing.fileno(), 1)
+                os.dup2(nothing.fileno(), 2)
+                os._exit(work())
+        except BaseException:
+            traceback.print_exc()
+            os._exit(70)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A training
+
+FLAGS = [
+    "--log_step=1",
+    "--sample_every=2",
+    "--checkpoint_every=2",
+    "--keep_checkpoints=3",
+    "--use_diffaug",
+    "--seed=5",
+]
+OF_SCRIPT = {
+    "vanilla_gan.py": ["--eval_every=2", "--spectral_norm", "--norm=batch"],
+    "cycle_gan.py": ["--pool_size=6", "--data_aug=deluxe", "--use_cycle_consistency_loss"],
+}
+BEGUN, TOTAL = 2, 6  # iterations
+
+
+class Training(NamedTuple):
+    """A run that has begun, and the same run never stopped.
+
+    Attributes:
+        begun: run folder with a checkpoint at iteration 2.
+        whole: run folder at iteration 6.
+    """
+
+    script: str
+    begun: Path
+    whole: Path
+
+    @classmethod
+    def make(cls, folder: Path, data: Path, script: str) -> "Training":
+        """Train both, on the images in `data`."""
+        flags = [f"--data={data}", f"--checkpoint_dir={folder}", *FLAGS, *OF_SCRIPT[script]]
+        assert train(*flags, "--name=begun", f"--train_iters={BEGUN}", script=script) == 0
+        assert train(*flags, "--name=whole", f"--train_iters={TOTAL}", script=script) == 0
+        return cls(script, folder / "begun", folder / "whole")
+
+    def go_on(self, run: Path) -> int:
+        """Resume a run, to iteration 6; return the exit code."""
+        return resume(f"--resume={run}", f"--train_iters={TOTAL}", script=self.script)
+
+    def is_same(self, run: Path) -> bool:
+        """Whether a run has become the one that never stopped: state, losses, metrics, grids, and nothing besides."""
+        try:
+            a, b = (torch.load(at / f"checkpoint-{TOTAL:06d}.pt", weights_only=True) for at in (run, self.whole))
+            for part in a.keys() - {"options"}:
+                assert_same(a[part], b[part], part)
+            for name in ("losses.csv", "metrics.csv"):
+                if (self.whole / name).exists():
+                    with open(run / name, newline="") as one, open(self.whole / name, newline="") as other:
+                        assert list(csv.reader(one)) == list(csv.reader(other)), name
+            grids = sorted(path.name for path in (self.whole / "samples").iterdir())
+            assert grids == sorted(path.name for path in (run / "samples").iterdir())
+            for name in grids:
+                assert (run / "samples" / name).read_bytes() == (self.whole / "samples" / name).read_bytes(), name
+            assert not [path for path in run.rglob(".*")], "a temporary file is left"
+        except (AssertionError, OSError):
+            traceback.print_exc()
+            return False
+        return True
+
+
+def operations_of(training: Training, folder: Path) -> list[Durable]:
+    """Return what a resumed training does with files, one by one."""
+    run = shutil.copytree(training.begun, folder / "recorded")
+    with Operations(run) as operations:
+        assert training.go_on(run) == 0
+    assert training.is_same(run)
+    shutil.rmtree(run)
+    return operations.log
+
+
+def crash(training: Training, folder: Path, number: int, moment: str) -> bool:
+    """End a resumed training at one operation; return whether it then goes on to what it would have become."""
+    run = shutil.copytree(training.begun, folder / f"crashed-{number}-{moment}")
+
+    def work() -> int:
+        with Operations(run, number, moment):
+            return training.go_on(run)
+
+    held = in_a_fork(work) == 9 and in_a_fork(lambda: training.go_on(run)) == 0 and training.is_same(run)
+    if held:
+        shutil.rmtree(run)
+    return held
+
+
+def lose_power(training: Training, folder: Path, disk: Durable, names_survive: bool) -> bool:
+    """Cut the power after one operation; return whether the run then goes on to what it would have become."""
+    run = folder / "powerless"
+    after_power_loss(disk, folder / "recorded", run, names_survive)
+    held = in_a_fork(lambda: training.go_on(run)) == 0 and training.is_same(run)
+    shutil.rmtree(run)
+    return held
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The control: one file, written in place, as most code does
+
+
+def naive_points(folder: Path, every: int = 1) -> Iterator[bool]:
+    """End a plain torch.save over the checkpoint before in every operation, or in one of `every`; yield what survives.
+
+    That is, whether the file then holds the old or the new state.
+    """
+    path = folder / "naive" / "checkpoint.pt"
+    path.parent.mkdir()
+
+    def save(step: int) -> int:
+        content = {"step": step, **{f"layer{i}": torch.full((100, 10), float(step)) for i in range(6)}}
+        with open(path, "wb") as file:
+            torch.save(content, file)
+        return 0
+
+    with Operations(path.parent) as operations:
+        save(1)
+    for number in range(0, len(operations.log), every):
+        save(1)
+
+        def work(number: int = number) -> int:
+            with Operations(path.parent, number, "in"):
+                return save(2)
+
+        assert in_a_fork(work) == 9
+        try:
+            yield torch.load(path, weights_only=True)["step"] in (1, 2)
+        except Exception:  # torch.load has no one exception for a torn file
+            yield False

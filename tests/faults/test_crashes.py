@@ -1,0 +1,41 @@
+"""Crashes and losses of power at enumerated operations on files: the run goes on to what it would have become."""
+
+import sys
+
+import pytest
+
+from tests.faults import crashes
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and looks into /proc")
+
+
+@pytest.fixture(scope="module", params=crashes.OF_SCRIPT)
+def training(request, tmp_path_factory):
+    from tests.conftest import make_domains, make_photo
+
+    folder = tmp_path_factory.mktemp("crashes")
+    make_domains(folder / "domains")
+    (folder / "photos").mkdir()
+    for i in range(10):
+        make_photo((40, 40), i).save(folder / "photos" / f"{i}.png")
+    data = folder / {"vanilla_gan.py": "photos", "cycle_gan.py": "domains"}[request.param]
+    return crashes.Training.make(folder, data, request.param)
+
+
+def test_crashes_and_losses_of_power(training, tmp_path):
+    """At some operations; benchmarks/reliability.py tries them all."""
+    log = crashes.operations_of(training, tmp_path)
+    names = [disk.operation for disk in log]
+    saving = range(names.index("open .checkpoint-000004.pt.tmp"), names.index("replace checkpoint-000004.pt") + 2)
+    assert 40 < len(log) and {"write", "fsync", "replace"} <= {name.split()[0] for name in names}
+    for number in saving:
+        if number % 2:
+            assert crashes.crash(training, tmp_path, number, "in"), names[number]
+        else:
+            assert crashes.lose_power(training, tmp_path, log[number], number % 4 == 0), names[number]
+
+
+def test_a_plain_saver_loses_the_checkpoint(tmp_path):
+    """The control."""
+    survived = list(crashes.naive_points(tmp_path, every=4))
+    assert survived.count(False) > len(survived) / 2
