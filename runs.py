@@ -297,10 +297,15 @@ class Run:
             except OSError:  # a file system without locks
                 pass
             if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):  # not that of one who ended
-                lock.truncate(0)
-                lock.write(f"process {os.getpid()} on {platform.node()} since {datetime.datetime.now():%F %T}")
-                lock.flush()
                 self._lock = lock
+                holder = f"process {os.getpid()} on {platform.node()} since {datetime.datetime.now():%F %T}"
+                try:
+                    lock.truncate(0)
+                    lock.write(holder)
+                    lock.flush()
+                except OSError as error:
+                    self.__exit__(type(error), error, None)
+                    raise name_trouble(path, error, len(holder)) from None
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:

@@ -1,17 +1,19 @@
 """File operations of a piece of work, one by one: the process ends in the middle of each, or the power fails after it.
 
 `Operations` counts and carries out what the project writes by: open, write, truncate, fsync, replace, unlink, mkdir. It
-can end the process in or after the operation of a number, as `kill -9` would, and it remembers what would
-survive a loss of power: of a file what was there at its last fsync, of a folder the names at its last fsync.
-TensorBoard's own files are left out: nothing is read from them.
+can end the process in or after the operation of a number, as `kill -9` would, or have the operation fail because the
+disk is full, and it remembers what would survive a loss of power: of a file what was there at its last fsync, of a
+folder the names at its last fsync. TensorBoard's own files are left out: nothing is read from them.
 """
 
 import builtins
 import csv
+import errno
 import os
 import re
 import shutil
 import stat
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,7 +81,8 @@ class Operations:
     """Within this context the operations on files below `root` are counted, recorded, and perhaps the last.
 
     Args:
-        end_at, moment: end the process "in" the operation of this number, or right "after" it.
+        end_at, moment: end the process "in" the operation of this number, or right "after" it; or have it and those
+            after it fail, "full", as long as they write.
     """
 
     def __init__(self, root: Path, end_at: int | None = None, moment: str = "in"):
@@ -93,12 +96,15 @@ class Operations:
     def do(self, name: str, work: Callable[[], Any], half: Callable[[], Any] | None = None) -> Any:
         """Carry out one operation; end the process if it is the one."""
         is_last = len(self.log) == self.end_at
+        if self.moment == "full" and self.end_at is not None and len(self.log) >= self.end_at and half is not None:
+            half()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if is_last and self.moment == "in":
             if half is not None:  # the others are done or not
                 half()
             os._exit(9)
         result = work()
-        if is_last:
+        if is_last and self.moment == "after":
             os._exit(9)
         name = re.sub(r"\.\d+\.tmp$", ".tmp", name)
         self.log.append(Durable(name, dict(self._names), dict(self._safe_names), dict(self._contents)))
@@ -187,15 +193,18 @@ def after_power_loss(disk: Durable, root: Path, target: Path, names_survive: boo
         copy.write_bytes(disk.contents[number])
 
 
-def in_a_fork(work: Callable[[], int]) -> int:
-    """Do the work in a copy of this process; return its exit code."""
+def in_a_fork(work: Callable[[], int], errors: str | Path = os.devnull) -> int:
+    """Do the work in a copy of this process; return its exit code. What it says on stderr goes to the file `errors`."""
     child = os.fork()
     if child == 0:
         try:
-            with open(os.devnull, "w") as nothing:
+            with open(os.devnull, "w") as nothing, open(errors, "w") as file:
                 os.dup2(nothing.fileno(), 1)
-                os.dup2(nothing.fileno(), 2)
-                os._exit(work())
+                os.dup2(file.fileno(), 2)
+                sys.stderr = file  # that of a test is not the process's
+                code = work()
+                file.flush()
+                os._exit(code)
         except BaseException:
             traceback.print_exc()
             os._exit(70)
@@ -295,6 +304,27 @@ def lose_power(training: Training, folder: Path, disk: Durable, names_survive: b
     after_power_loss(disk, folder / "recorded", run, names_survive)
     held = in_a_fork(lambda: training.go_on(run)) == 0 and training.is_same(run)
     shutil.rmtree(run)
+    return held
+
+
+def fill_disk(training: Training, folder: Path, number: int) -> bool:
+    """Have the disk be full from one operation on; return whether that is said in one line, and nothing is lost."""
+    run, errors = shutil.copytree(training.begun, folder / f"full-{number}"), folder / "errors.txt"
+
+    def work() -> int:
+        with Operations(run, number, "full"):
+            return training.go_on(run)
+
+    code = in_a_fork(work, errors)
+    said = errors.read_text()
+    is_said = said.count("\n") == 1 and str(run) in said and "No space left" in said and "it needs" in said
+    left = [path.name for path in run.rglob(".*")]
+    held = code == 2 and is_said and not left
+    if not held:
+        print(f"exit code {code}, left {left}, said: {said}", file=sys.stderr)
+    held = held and in_a_fork(lambda: training.go_on(run)) == 0 and training.is_same(run)
+    if held:
+        shutil.rmtree(run)
     return held
 
 

@@ -35,6 +35,14 @@ def test_crashes_and_losses_of_power(training, tmp_path):
             assert crashes.lose_power(training, tmp_path, log[number], number % 4 == 0), names[number]
 
 
+def test_a_full_disk(training, tmp_path):
+    """From some of the writes on."""
+    log = [disk.operation for disk in crashes.operations_of(training, tmp_path)]
+    for name in (".lock", "log.txt", "losses.csv", ".sample-000006", ".checkpoint-000004.pt"):
+        number = next(i for i, operation in enumerate(log) if operation.startswith(f"write {name}"))
+        assert crashes.fill_disk(training, tmp_path, number), name
+
+
 def test_a_plain_saver_loses_the_checkpoint(tmp_path):
     """The control."""
     survived = list(crashes.naive_points(tmp_path, every=4))
