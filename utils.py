@@ -135,7 +135,10 @@ def join_processes(device: torch.device, batch_size: int) -> None:
         raise UserError(f"--batch_size: {batch_size} images can't be shared by {count} processes; use a multiple")
     if count > 1 and not dist.is_initialized():
         hour = datetime.timedelta(hours=1)  # one may have to wait while another decodes all images
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=hour)
+        store, number, _ = next(dist.rendezvous("env://", timeout=hour))
+        store = dist.PrefixStore(f"start {restarts()}", store)  # else they find those who died, in torch 2.15
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=hour)
 
 
 def my_part(batch: Tensor) -> Tensor:

@@ -18,9 +18,10 @@ def start(photos, tmp_path):
     """Start two processes of a training that would go on for ever; return torchrun's, with its folder."""
     started = []
 
-    def start(*flags: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        flags = [*TINY["vanilla_gan.py"], f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--name=run", *flags]
+    def start(*flags: str, name: str | None = "--name=run", launcher: str = "--max-restarts=0") -> subprocess.Popen:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", launcher]
+        flags = [*TINY["vanilla_gan.py"], f"--data={photos}", f"--checkpoint_dir={tmp_path}", *flags]
+        flags += [name] if name else []
         settings = ["--train_iters=1000000", "--log_step=5", "--sample_every=1000000", "--checkpoint_every=5"]
         started.append(
             subprocess.Popen(
@@ -58,6 +59,23 @@ def test_one_process_dies(start, tmp_path):
     assert not list((tmp_path / "run").glob(".*.tmp"))
     assert resume(f"--resume={tmp_path / 'run'}", f"--train_iters={step + 2}") == 0, "with one process"
     assert FinishedRun(tmp_path / "run").steps("checkpoint-*.pt")[-1] == step + 2
+
+
+@pytest.mark.parametrize("name", ["--name=run", None])
+def test_torchrun_starts_anew(name, start, tmp_path):
+    """By itself, in the same folder: the run ends as one that nothing happened to. Another launch's is let alone."""
+    earlier = tmp_path / "vanilla_gan-photos-basic-dc-lsgan-001"
+    earlier.mkdir()
+    (earlier / "environment.json").write_text('[{"launch": "another"}]')
+    process = start("--train_iters=300", name=name, launcher="--max-restarts=1")
+    run = tmp_path / (name.partition("=")[2] if name else earlier.name.replace("001", "002"))
+    wait_for_checkpoint(run)
+    os.kill(workers(process)[1], signal.SIGKILL)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert FinishedRun(run).steps("checkpoint-*.pt")[-1] == 300 and not list(run.rglob(".*"))
+    assert [int(row["step"]) for row in FinishedRun(run).rows()] == list(range(5, 301, 5))
+    assert "from " in FinishedRun(run).log and list(earlier.iterdir()) == [earlier / "environment.json"]
 
 
 def test_one_is_told_to_stop(start, tmp_path):
