@@ -202,6 +202,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from data.decoding import reason
 from data.media import (
     IMAGE_FORMATS,
     VIDEO_FORMATS,
@@ -225,6 +226,7 @@ from utils import (
     from_uint8,
     image_grid,
     keep_freed_memory,
+    printable,
     progress,
     run_main,
     to_uint8,
@@ -534,7 +536,7 @@ def translate_files(G: nn.Module, files: list[Path], targets: list[Path], size: 
         try:
             return work()
         except Exception as error:  # Pillow raises whatever the bytes lead it to, PyTorch if memory is short
-            return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            return reason(error)[:200]
 
     decoded = (attempt(lambda path=path: resize_shorter(read_image(path), size)) for path in files)
     failed = {}
@@ -546,7 +548,7 @@ def translate_files(G: nn.Module, files: list[Path], targets: list[Path], size: 
         if trouble is not None:
             failed[path] = trouble
     for path, trouble in failed.items():
-        sys.stderr.write(f"failed: {path}: {trouble}\n")
+        sys.stderr.write(printable(f"failed: {path}: {trouble}") + "\n")
     return len(failed)
 
 
@@ -607,7 +609,7 @@ def translate(options: argparse.Namespace) -> int:
         try:
             pixels = resize_shorter(read_image(source), options.image_size)
         except Exception as error:  # Pillow's decoders raise whatever the bytes lead them to
-            raise UserError(f"INPUT: {source} is no image that can be read ({error}); give another") from None
+            raise UserError(f"INPUT: {source} is no image that can be read ({reason(error)}); give another") from None
         try:
             write_image(target, translate_image(G, pixels))
         except ValueError as error:  # WebP and JPEG have a largest size

@@ -259,7 +259,7 @@ class Run:
                 "train": {file.name: file.stat().st_size for file in images.files},
                 "test_folder": str(images.test[0].parent.resolve()) if images.test else None,
                 "test": [file.name for file in images.test],
-                "skipped": {file.name: reason for file, reason in images.skipped.items()},
+                "skipped": {f"{file.parent.name}/{file.name}": why for file, why in images.skipped.items()},
             }
             for domain, images in data.items()
         }
@@ -287,7 +287,7 @@ class Run:
 
     def log(self, text: str) -> None:
         """Add a line to log.txt."""
-        with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
+        with open(self.folder / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text + "\n")
 
     def add_losses(self, step: int, losses: dict[str, float], lr: float) -> None:

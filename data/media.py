@@ -16,7 +16,7 @@ import av
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.decoding import FORMATS, to_rgb
+from data.decoding import open_image, to_rgb
 from utils import UserError, write_whole
 
 # Ending of an image file -> Pillow's format, and how it is written: to look the same, not to be small.
@@ -91,9 +91,10 @@ def read_image(path: Path) -> np.ndarray:
     Where it is transparent its RGB is that of the image on white, as it was in training.
 
     Raises:
-        OSError, ValueError, SyntaxError, Image.DecompressionBombError: whatever Pillow says of a broken file.
+        ImageError: no regular file, or one with too many pixels.
+        OSError, ValueError, SyntaxError: whatever Pillow says of a broken file.
     """
-    with Image.open(path, formats=FORMATS) as image:
+    with open_image(path) as image:
         image = ImageOps.exif_transpose(image)
         rgb = to_rgb(image)
         has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
