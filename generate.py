@@ -202,7 +202,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from data.decoding import reason
+from data.decoding import MAX_PIXELS, reason
 from data.media import (
     IMAGE_FORMATS,
     VIDEO_FORMATS,
@@ -490,11 +490,18 @@ def pad_to_stride(images: Tensor, stride: int) -> Tensor:
 
 
 def resize_shorter(pixels: np.ndarray, size: int | None) -> np.ndarray:
-    """Resize an image (H, W, 3 or 4) so that its shorter side is `size`; RGB and alpha each by itself."""
+    """Resize an image (H, W, 3 or 4) so that its shorter side is `size`; RGB and alpha each by itself.
+
+    Raises:
+        UserError: a long image would become one of more than MAX_PIXELS.
+    """
     if size is None or min(pixels.shape[:2]) == size:
         return pixels
     scale = size / min(pixels.shape[:2])
     height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
+    if height * width > MAX_PIXELS:
+        raise UserError(f"--image_size: {size} would make it {width}x{height}, more than {MAX_PIXELS / 1e6:.0f} "
+                        "megapixels; use a smaller one")  # fmt: skip
     parts = [pixels[:, :, :3]] + [pixels[:, :, i] for i in range(3, pixels.shape[2])]
     return np.dstack([Image.fromarray(part).resize((width, height), Image.Resampling.BICUBIC) for part in parts])
 

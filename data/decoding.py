@@ -22,7 +22,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from utils import progress, write_json, write_whole
+from utils import UserError, progress, write_json, write_whole
 
 # isort: split
 # After utils, which says in one line what to do if torchvision doesn't fit torch.
@@ -38,7 +38,7 @@ _CACHE_SECONDS = 2.0  # what takes less to decode is not kept
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS is less than what it warns of
 
 
-class ImageError(Exception):
+class ImageError(UserError):
     """A file that is no image for us. The message is the reason, in words for the user."""
 
 
@@ -137,7 +137,7 @@ def decode(path: Path, size: int | None) -> Tensor:
 
 def reason(error: Exception) -> str:
     """Return in one line what is wrong with a file that could not be decoded."""
-    return " ".join((str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}").split())
+    return " ".join((str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}").split())
 
 
 def try_decode(path: Path, size: int | None) -> Tensor | str:
