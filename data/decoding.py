@@ -35,7 +35,8 @@ _MAX_RATIO = 4  # of an image's sides; of longer ones the middle is enough for a
 _CACHE_VERSION = 2  # raised when the same files would be decoded to other pixels, or another thing is kept of them
 _CACHE_SECONDS = 2.0  # what takes less to decode is not kept
 
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS is less than what it warns of
+# Of large images, and of damaged notes in files that are fine otherwise: it would stand among our lines.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class ImageError(UserError):
@@ -72,9 +73,18 @@ def open_image(path: Path) -> Image.Image:
     return image
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF tag says. One whose tag can't be read stays as it is: its pixels are good."""
+    image.load()  # first, so that what is wrong with the pixels is raised
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow's reader raises whatever the bytes lead it to
+        return image
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to RGB: upright by its EXIF tag, composed on white where it is transparent."""
-    image = ImageOps.exif_transpose(image)
+    image = upright(image)
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits or more: convert() would clip at 255, not scale
         values = np.asarray(image, dtype=np.float32)
         values = np.nan_to_num(values)
@@ -105,11 +115,21 @@ def cut_middle(image: Image.Image) -> Image.Image:
     return image.crop((start, 0, start + kept, short) if is_wide else (0, start, short, start + kept))
 
 
+def has_more(file: Image.Image) -> bool:
+    """Whether a decoded file has more frames or pages than the first, even broken ones."""
+    if file.format == "MPO":  # of the second image that some cameras put into a JPEG nobody needs to know
+        return False
+    try:
+        return bool(getattr(file, "is_animated", False))
+    except Exception:  # a GIF looks for its second frame only now
+        return True
+
+
 class Picture(NamedTuple):
     """A decoded image: uint8 (3, H, W), and whether its file has more frames or pages, which were left."""
 
     pixels: Tensor
-    has_more: bool
+    is_cut: bool
 
 
 def read(path: Path, size: int | None) -> Picture:
@@ -122,12 +142,10 @@ def read(path: Path, size: int | None) -> Picture:
         OSError, ValueError, SyntaxError: whatever Pillow says of a broken file.
     """
     with open_image(path) as file:
-        image = to_rgb(file)
-        # Of the second image that some cameras put into a JPEG (MPO) nobody needs to know.
-        has_more = file.format != "MPO" and bool(getattr(file, "is_animated", False))
+        image, is_cut = to_rgb(file), has_more(file)
     if size is not None:
         image = TF.center_crop(TF.resize(cut_middle(image), size, InterpolationMode.BICUBIC), [size, size])
-    return Picture(torch.from_numpy(np.array(image)).permute(2, 0, 1), has_more)  # (3, size, size)
+    return Picture(torch.from_numpy(np.array(image)).permute(2, 0, 1), is_cut)  # (3, size, size)
 
 
 def decode(path: Path, size: int | None) -> Tensor:
@@ -245,12 +263,12 @@ def decode_all(
             return error
         if keep:
             images[place] = image.pixels
-        return image.has_more
+        return image.is_cut
 
     results = list(progress(pool.map(decode_to, range(len(files))), "decode", "images", len(files)))
     errors = {path: error for path, error in zip(files, results, strict=True) if isinstance(error, Exception)}
     skipped = {path: reason(error) for path, error in errors.items()}
-    cut = [path for path, has_more in zip(files, results, strict=True) if has_more is True]
+    cut = [path for path, is_cut in zip(files, results, strict=True) if is_cut is True]
     places = [place for place, result in enumerate(results) if isinstance(result, bool)]
     if keep and skipped:
         for i, place in enumerate(places):  # one by one: there may be no room for a second copy

@@ -211,6 +211,20 @@ def _(folder: Path) -> Expected:
     return Expected(used, tolerance=NEAR)
 
 
+@kind("broken EXIF")
+def _(folder: Path) -> Expected:
+    """The notes are damaged, the image is not."""
+    notes = {
+        "a": b"Exif\0\0garbage",
+        "b": b"Exif\0\0II*\0\x08\0\0\0\xff\xff\1\2",
+        "c": b"Exif\0\0II*\0\xff\xff\xff\x7f",
+    }
+    for name, exif in notes.items():
+        save(folder / f"{name}.png", photo(), exif=exif)
+        save(folder / f"{name}.webp", photo(), exif=exif, lossless=True)
+    return Expected({f"{name}{ending}": photo() for name in notes for ending in (".png", ".webp")})
+
+
 def _animated(name: str, file: str, **how: Any) -> None:
     @kind(name)
     def make(folder: Path) -> Expected:

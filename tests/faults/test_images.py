@@ -24,9 +24,13 @@ from tests.faults import images as corpus
 from tests.faults.images import KINDS, SPECIAL, batches
 from utils import UserError, run_main
 
+# pytest takes back what data/decoding.py says of Pillow's warnings; test_no_warning_is_printed looks at that.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
+
 # What a loader of a few lines gets right. In all other kinds it fails.
 HARMLESS = {
-    "wrong ending", "CMYK", "1-bit", "animated WebP", "animated PNG", "GIF renamed .png", "TIFF of several pages",
+    "wrong ending", "CMYK", "1-bit", "broken EXIF",
+    "animated WebP", "animated PNG", "GIF renamed .png", "TIFF of several pages",
     "1x1", "1x10000, 1x1000000", "link to an image", "name with spaces", "name with a newline", "name with an emoji",
     "name with an escape sequence", "name with bytes that are no text",
 }  # fmt: skip
@@ -41,7 +45,7 @@ def test_kind(name, tmp_path):
 def test_all_kinds_are_there():
     """The naive loader fails in so many; a permission that even root would lack can't be made."""
     total = len(KINDS) + len(SPECIAL) - ("no permission" in KINDS)
-    assert (total, len(HARMLESS)) == (41, 15) and set(KINDS) >= HARMLESS
+    assert (total, len(HARMLESS)) == (42, 16) and set(KINDS) >= HARMLESS
 
 
 def test_the_check_sees_what_is_wrong(tmp_path):
@@ -62,7 +66,6 @@ def test_the_check_sees_what_is_wrong(tmp_path):
 # ---- Large and long images
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_ceiling(tmp_path):
     """Exactly 50 megapixels pass; one row more does not, in training, translation and evaluation alike."""
     corpus.write_png(tmp_path / "a.png", 10_000, MAX_PIXELS // 10_000)
@@ -77,7 +80,6 @@ def test_ceiling(tmp_path):
             read_image(tmp_path / name)
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_ceiling_comes_before_decoding(tmp_path, monkeypatch):
     corpus.write_png(tmp_path / "x.png", 12_000, 10_000)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
@@ -135,6 +137,7 @@ def test_no_warning_is_printed(tmp_path):
     """Pillow has some for large images and for palettes; ours are lines in the log."""
     corpus.write_png(tmp_path / "x.png", 12_000, 10_000)
     corpus.make("palette with transparency", tmp_path / "palette")
+    corpus.make("broken EXIF", tmp_path / "exif")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         Image.open(tmp_path / "x.png").close()
@@ -143,6 +146,7 @@ def test_no_warning_is_printed(tmp_path):
         try_decode = runpy.run_path(str(ROOT / "data" / "decoding.py"))["try_decode"]  # as it is when it begins
         assert try_decode(tmp_path / "x.png", 32) == "120.0 megapixels, more than 50"
         assert try_decode(tmp_path / "palette" / "each.png", 32).shape == (3, 32, 32)
+        assert try_decode(tmp_path / "exif" / "b.png", 32).shape == (3, 32, 32)
         assert said == []
 
 
@@ -188,6 +192,27 @@ def test_many_animations_are_one_line(photos):
     assert batches(files).describe()[1:] == [
         "7 images have several frames, of which the first is used: 0.png, 1.png, 2.png, 3.png, 4.png, and 2 more"
     ]
+
+
+def test_a_gif_that_is_cut_anywhere(tmp_path):
+    """Once the first frame is whole it is used, however broken the others are."""
+    frames = [make_photo((8, 8), seed).quantize(4) for seed in range(3)]
+    frames[0].save(tmp_path / "whole.gif", save_all=True, append_images=frames[1:])
+    content = (tmp_path / "whole.gif").read_bytes()
+    states = []
+    for length in range(len(content) + 1):
+        (tmp_path / "x.png").write_bytes(content[:length])
+        try:
+            with Image.open(tmp_path / "x.png") as image:
+                image.load()
+        except Exception:
+            with pytest.raises(Exception, match=r".*"):
+                decoding.read(tmp_path / "x.png", 8)
+            states.append("broken")
+            continue
+        states.append(decoding.read(tmp_path / "x.png", 8).is_cut)
+    usable = next(length for length, state in enumerate(states) if state != "broken")
+    assert 0 < usable < len(content) / 2 and "broken" not in states[usable:] and states[-1] is True
 
 
 def test_the_second_image_of_a_camera_is_no_animation(tmp_path):
