@@ -420,9 +420,13 @@ def attempt(load: Callable[[], Any], folder: Path, seconds: float) -> Any:
     thread.start()
     thread.join(seconds if pipes else None)
     if thread.is_alive():
-        for pipe in pipes:  # end of file, for who waits for a writer
-            os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
-        thread.join()
+        while thread.is_alive():
+            for pipe in pipes:  # end of file, for who waits for a writer
+                try:
+                    os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+                except OSError:  # nobody waits yet
+                    pass
+            thread.join(0.01)
         return TimeoutError()
     return result[0]
 
@@ -537,7 +541,7 @@ def outcome(name: str, folder: Path) -> tuple[list[str], bool]:
         held, control_failed = SPECIAL[name](folder)
         return [] if held else ["not as it should be"], control_failed
     expected = make(name, folder)
-    found = attempt(lambda: troubles(folder, expected), folder, 30)
+    found = attempt(lambda: troubles(folder, expected), folder, 10)
     plain = attempt(lambda: naive(folder), folder, 0.3)
     control_failed = isinstance(plain, Exception) or not agree(plain, expected)
     return [repr(found)] if isinstance(found, Exception) else found, control_failed

@@ -194,6 +194,12 @@ def test_many_animations_are_one_line(photos):
     ]
 
 
+def test_an_animation_to_test_on_is_said_too(tmp_path, photos):
+    corpus.make("animated PNG", tmp_path / "x")
+    images = batches(list_images(photos), test=list_images(tmp_path / "x"))
+    assert images.describe()[-1] == "1 image has several frames, of which the first is used: x.png"
+
+
 def test_a_gif_that_is_cut_anywhere(tmp_path):
     """Once the first frame is whole it is used, however broken the others are."""
     frames = [make_photo((8, 8), seed).quantize(4) for seed in range(3)]
@@ -339,6 +345,26 @@ def test_translate(everything, fruit, tmp_path, capsys):
     reason = re.search(r"failed: .*cat\.png: (.*)\n", err)[1]
     assert reason == "a folder, not a file"
     assert use("translate", str(fruit), str(some / "no"), "--direction=X2Y", "-o", str(tmp_path / "a.png")) == 2
+
+
+def test_names_of_broken_files_are_printable(fruit, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        make_photo((32, 32), 0).save(folder / name)
+    (folder / "\x1b[2J\nc.png").write_text("no image")
+    read_folder(str(folder), 32)
+    assert use("translate", str(fruit), str(folder), "--direction=X2Y", "-o", str(tmp_path / "out")) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 2 and err.count(r"\x1b[2J\nc.png") >= 2 and "\x1b" not in err
+
+
+def test_alpha_turns_with_the_image(tmp_path):
+    image, exif = make_photo((40, 20), 0), Image.Exif()
+    image.putalpha(make_photo((40, 20), 1).convert("L"))
+    exif[0x0112] = 6
+    image.save(tmp_path / "x.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "x.png")[:, :, 3], np.rot90(np.asarray(image)[:, :, 3], -1))
 
 
 def test_translate_a_pipe(fruit, tmp_path, capsys):
