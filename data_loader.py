@@ -18,9 +18,10 @@ from torch import Tensor
 
 from data.decoding import decode, decode_all, try_decode
 from data.toy_cats import default_root, ensure_toy_cats
-from utils import UserError, from_uint8, my_part
+from utils import UserError, from_uint8, my_part, printable
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+_MOST_NAMES = 5  # of files, in one line
 _BATCHES_AHEAD = 4  # batches that are being decoded while one is trained on
 _DATA_ROOT = Path(__file__).parent / "data"
 
@@ -90,7 +91,9 @@ def find_domains(options: Any) -> dict[str, Source]:
 
 
 def list_images(folder: Path, ext: str | None = None, flag: str = "--data") -> list[Path]:
-    """Return the image files of a folder, sorted by name.
+    """Return the image files of a folder by their endings, sorted by name, but for hidden ones.
+
+    Among them is also what only looks like a file: folders, pipes, links that lead nowhere. Decoding says so.
 
     Args:
         ext: only files with this ending: "png", ".png" and "*.png" mean the same. None: all of EXTENSIONS.
@@ -103,16 +106,14 @@ def list_images(folder: Path, ext: str | None = None, flag: str = "--data") -> l
         accepted = ("." + ext.lower().lstrip("*").lstrip("."),)
         if accepted[0] not in EXTENSIONS:
             raise UserError(f"--ext: {ext!r} is unknown; choose from {', '.join(e[1:] for e in EXTENSIONS)}")
-    files = sorted(
-        path for path in folder.iterdir()
-        if path.suffix.lower() in accepted and not path.name.startswith(".") and path.is_file()
-    )  # fmt: skip
-    folders = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not files and folders:
+    shown = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.name != "__MACOSX")
+    files = [path for path in shown if path.suffix.lower() in accepted]
+    if any(not path.is_dir() for path in files):
+        return files
+    folders = [path.name for path in shown if path.is_dir()]
+    if folders:
         raise UserError(f"{flag}: no image in {folder}, but folders: {', '.join(folders[:5])}; give one of them")
-    if not files:
-        raise UserError(f"{flag}: no image in {folder}; accepted endings: {', '.join(accepted)}")
-    return files
+    raise UserError(f"{flag}: no image in {folder}; accepted endings: {', '.join(accepted)}")
 
 
 def hold_out(files: list[Path], share: float) -> tuple[list[Path], list[Path]]:
@@ -270,6 +271,7 @@ class ImageBatches:
     Attributes:
         files: the readable files, in the order of their index.
         skipped: unreadable file -> what is wrong with it.
+        cut: files, also of `test`, that have more frames or pages than the first, which is used.
 
     Raises:
         UserError: no file is readable.
@@ -303,11 +305,11 @@ class ImageBatches:
 
         # Decode everything once: to keep it, or else to know before training which files are readable.
         decoded = decode_all(files, self.stored_size, self._pool, self.is_cached, cache_dir)
-        self.files, self.skipped, self._source = decoded.files, decoded.skipped, decoded.source
+        self.files, self.skipped, self.cut, self._source = decoded.files, decoded.skipped, decoded.cut, decoded.source
         if not self.files:
             raise UserError(
-                f"{flag}: none of the {len(files)} images in {files[0].parent} is readable (first: {files[0].name}, "
-                f"{self.skipped[files[0]]}); accepted endings: {', '.join(EXTENSIONS)}"
+                f"{flag}: none of the {len(files)} images in {files[0].parent} is readable (first: "
+                f"{printable(files[0].name)}, {self.skipped[files[0]]}); accepted endings: {', '.join(EXTENSIONS)}"
             )
         self.images = decoded.images.to(device)  # (N, 3, R, R)
 
@@ -315,10 +317,16 @@ class ImageBatches:
         tested = decode_all(test, image_size, self._pool, False, cache_dir)
         self.test = tested.files
         self.skipped = {**self.skipped, **tested.skipped}
+        self.cut = [*self.cut, *tested.cut]
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.files)
+
+    @property
+    def found(self) -> int:
+        """Number of images that were found: readable or not, to train on or to test on."""
+        return len(self.files) + len(self.test) + len(self.skipped)
 
     def iterations(self, num_epochs: int) -> int:
         """Return the number of batches that show every image at least `num_epochs` times."""
@@ -332,12 +340,16 @@ class ImageBatches:
         if self.test:
             lines.append(f"{len(self.test)} images to test on from {self.test[0].parent}")
         if self.skipped:
-            total = len(self) + len(self.test) + len(self.skipped)
-            lines.append(f"Warning: {len(self.skipped)} of {total} images are not readable:")
-            lines += [f"    {path.parent.name}/{path.name}: {reason}" for path, reason in self.skipped.items()]
+            lines.append(f"Warning: {len(self.skipped)} of {self.found} images are not readable:")
+            lines += [f"    {path.parent.name}/{path.name}: {why}" for path, why in self.skipped.items()]
+        if self.cut:
+            names = [path.name for path in self.cut[:_MOST_NAMES]]
+            names += [f"and {len(self.cut) - _MOST_NAMES} more"] * (len(self.cut) > _MOST_NAMES)
+            has = "images have" if len(self.cut) > 1 else "image has"
+            lines.append(f"{len(self.cut)} {has} several frames, of which the first is used: {', '.join(names)}")
         if len(self) < self.batch_size:
             lines.append(f"Warning: {len(self)} images make less than a batch of {self.batch_size}: it repeats some")
-        return lines
+        return [printable(line) for line in lines]
 
     def preview(self, count: int) -> Tensor:
         """Return the first `count` images in the order of the run, with draws of their own, (count, 3, S, S)."""
@@ -421,10 +433,10 @@ def load_images(sources: dict[str, Source], options: Any, device: torch.device) 
 
     Args:
         options: ext, test_split, image_size, data_aug, batch_size, seed, cache_gb (for all sources together),
-            num_workers, and checkpoint_dir, in whose folder .cache decoded images are kept.
+            num_workers, strict, and checkpoint_dir, in whose folder .cache decoded images are kept.
 
     Raises:
-        UserError: a folder without images, or without readable ones.
+        UserError: a folder without images, or without readable ones; with `strict` also one unreadable image.
     """
     data = {}
     cache_dir = Path(options.checkpoint_dir) / ".cache"
@@ -436,4 +448,12 @@ def load_images(sources: dict[str, Source], options: Any, device: torch.device) 
             train, options.image_size, options.data_aug, options.batch_size, options.seed, device,
             options.cache_gb / len(sources), options.num_workers, stream, test, source.flag, cache_dir,
         )  # fmt: skip
+    skipped = {path: why for images in data.values() for path, why in images.skipped.items()}
+    if options.strict and skipped:
+        path, why = next(iter(skipped.items()))
+        total = sum(images.found for images in data.values())
+        raise UserError(
+            f"--strict: {len(skipped)} of {total} images are not readable (first: {printable(str(path))}, {why}); mend "
+            "them, take them out, or leave --strict out to go on without them"
+        )
     return data

@@ -94,6 +94,7 @@ from utils import (
     from_uint8,
     image_grid,
     keep_freed_memory,
+    printable,
     progress,
     rank,
     run_main,
@@ -480,7 +481,7 @@ def load_real(options: Any, is_translator: bool) -> Real:
     Raises:
         UserError: they are not there, or only one.
     """
-    plain = dataclasses.replace(options, data_aug="basic", cache_gb=math.inf)
+    plain = dataclasses.replace(options, data_aug="basic", cache_gb=math.inf, strict=False)
     sources = find_domains(plain) if is_translator else find_images(plain)
     found = {}
     for domain, images in load_images(sources, plain, torch.device("cpu")).items():
@@ -603,7 +604,9 @@ def read_folder(folder: str, size: int | None) -> Tensor:
     bad = [f"{file.name} ({image})" for file, image in zip(files, decoded, strict=True) if isinstance(image, str)]
     images = [image for image in decoded if not isinstance(image, str)]
     if bad:
-        print(f"Warning: {len(bad)} images in {folder} are not readable: {', '.join(bad[:5])}", file=sys.stderr)
+        names = ", ".join(bad[:5] + ["..."] * (len(bad) > 5))
+        warning = f"Warning: {len(bad)} of {len(files)} images in {folder} are not readable: {names}"
+        print(printable(warning), file=sys.stderr)
     if len(images) < 2:
         raise UserError(
             f"{folder}: {len(images)} readable images are too few to measure anything by; give a folder of more"

@@ -202,6 +202,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from data.decoding import MAX_PIXELS, reason
 from data.media import (
     IMAGE_FORMATS,
     VIDEO_FORMATS,
@@ -225,6 +226,7 @@ from utils import (
     from_uint8,
     image_grid,
     keep_freed_memory,
+    printable,
     progress,
     run_main,
     to_uint8,
@@ -492,11 +494,18 @@ def pad_to_stride(images: Tensor, stride: int) -> Tensor:
 
 
 def resize_shorter(pixels: np.ndarray, size: int | None) -> np.ndarray:
-    """Resize an image (H, W, 3 or 4) so that its shorter side is `size`; RGB and alpha each by itself."""
+    """Resize an image (H, W, 3 or 4) so that its shorter side is `size`; RGB and alpha each by itself.
+
+    Raises:
+        UserError: a long image would become one of more than MAX_PIXELS.
+    """
     if size is None or min(pixels.shape[:2]) == size:
         return pixels
     scale = size / min(pixels.shape[:2])
     height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
+    if height * width > MAX_PIXELS:
+        raise UserError(f"--image_size: {size} would make it {width}x{height}, more than {MAX_PIXELS / 1e6:.0f} "
+                        "megapixels; use a smaller one")  # fmt: skip
     parts = [pixels[:, :, :3]] + [pixels[:, :, i] for i in range(3, pixels.shape[2])]
     return np.dstack([Image.fromarray(part).resize((width, height), Image.Resampling.BICUBIC) for part in parts])
 
@@ -538,7 +547,7 @@ def translate_files(G: nn.Module, files: list[Path], targets: list[Path], size: 
         try:
             return work()
         except Exception as error:  # Pillow raises whatever the bytes lead it to, PyTorch if memory is short
-            return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            return reason(error)[:200]
 
     decoded = (attempt(lambda path=path: resize_shorter(read_image(path), size)) for path in files)
     failed = {}
@@ -550,7 +559,7 @@ def translate_files(G: nn.Module, files: list[Path], targets: list[Path], size: 
         if trouble is not None:
             failed[path] = trouble
     for path, trouble in failed.items():
-        sys.stderr.write(f"failed: {path}: {trouble}\n")
+        sys.stderr.write(printable(f"failed: {path}: {trouble}") + "\n")
     return len(failed)
 
 
@@ -611,7 +620,7 @@ def translate(options: argparse.Namespace) -> int:
         try:
             pixels = resize_shorter(read_image(source), options.image_size)
         except Exception as error:  # Pillow's decoders raise whatever the bytes lead them to
-            raise UserError(f"INPUT: {source} is no image that can be read ({error}); give another") from None
+            raise UserError(f"INPUT: {source} is no image that can be read ({reason(error)}); give another") from None
         try:
             write_image(target, translate_image(G, pixels))
         except ValueError as error:  # WebP and JPEG have a largest size

@@ -88,6 +88,8 @@ class CommonOptions:
     cache_gb: float = option(
         4.0, "keep the decoded images in memory up to this many GB; stream larger sets from disk", "Data",
         at_least=0, resumable=True)
+    strict: bool = option(
+        False, "an unreadable image is an error; else it is skipped and named", "Data", resumable=True)
     num_workers: int | None = option(
         None, "threads that decode images; default and 0: one per core", "Data", at_least=0, resumable=True)
 

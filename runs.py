@@ -345,7 +345,7 @@ class Run:
                 "train": {file.name: file.stat().st_size for file in images.files},
                 "test_folder": str(images.test[0].parent.resolve()) if images.test else None,
                 "test": [file.name for file in images.test],
-                "skipped": {file.name: reason for file, reason in images.skipped.items()},
+                "skipped": {f"{file.parent.name}/{file.name}": why for file, why in images.skipped.items()},
             }
             for domain, images in data.items()
         }

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import sys
@@ -36,6 +37,8 @@ Result = TypeVar("Result")
 PLAIN_SECONDS = 10.0  # without a terminal: time between two lines of progress
 _LESS_MEMORY = "lower --batch_size, --image_size, --cache_gb or the width of the networks"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Control characters, line separators, what turns the direction of writing, and the halves of broken text.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -55,6 +58,14 @@ class NonFiniteError(Exception):
         self.step = step
 
 
+def printable(text: str) -> str:
+    """Return a text that may hold names of files so that it stays one line, and does nothing to a terminal.
+
+    Characters that would, and bytes of a name that are no text, become escapes such as \\n, \\x1b and \\udcff.
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def run_main(main: Callable[[], int], prog: str) -> int:
     """Call `main` and return the exit code: its own, 2 after a UserError, 3 after NonFiniteError, 130 after Ctrl-C."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -68,7 +79,7 @@ def run_main(main: Callable[[], int], prog: str) -> int:
     except UserError as error:
         if local_rank() == 0 or dist.is_initialized():  # before they have met, all make the same mistake
             who = f" in process {rank()}" if rank() else ""
-            sys.stderr.write(f"{prog}: error{who}: {' '.join(str(error).split())}\n")
+            sys.stderr.write(f"{prog}: error{who}: {printable(' '.join(str(error).split()))}\n")
         return 2
     except NonFiniteError as error:
         if local_rank() == 0:
@@ -76,7 +87,8 @@ def run_main(main: Callable[[], int], prog: str) -> int:
         return 3
     except OSError as error:  # a full disk, a missing permission: nothing that a traceback would explain better
         name = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"{prog}: error: {name}{error.strerror or error}; mend it and use --resume or start again\n")
+        text = printable(f"{name}{error.strerror or error}")
+        sys.stderr.write(f"{prog}: error: {text}; mend it and use --resume or start again\n")
         return 2
     except torch.OutOfMemoryError as error:
         reason = ". ".join(str(error).split(". ")[:2])  # that, and how much was asked

@@ -14,9 +14,9 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import av
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from data.decoding import FORMATS, to_rgb
+from data.decoding import open_image, to_rgb, upright
 from utils import UserError, write_whole
 
 # Ending of an image file -> Pillow's format, and how it is written: to look the same, not to be small.
@@ -91,10 +91,11 @@ def read_image(path: Path) -> np.ndarray:
     Where it is transparent its RGB is that of the image on white, as it was in training.
 
     Raises:
-        OSError, ValueError, SyntaxError, Image.DecompressionBombError: whatever Pillow says of a broken file.
+        ImageError: no regular file, or one with too many pixels.
+        OSError, ValueError, SyntaxError: whatever Pillow says of a broken file.
     """
-    with Image.open(path, formats=FORMATS) as image:
-        image = ImageOps.exif_transpose(image)
+    with open_image(path) as image:
+        image = upright(image)
         rgb = to_rgb(image)
         has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
         if has_alpha or ("transparency" in image.info and image.mode in ("1", "L", "P", "RGB")):

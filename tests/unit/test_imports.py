@@ -15,7 +15,7 @@ ALLOWED = {
     "vanilla_gan.py": TRAINING,
     "cycle_gan.py": TRAINING,
     "evaluate.py": {"generate", "models", "data_loader", "data.decoding", "data.toy_cats", "runs", "options", "utils"},
-    "generate.py": {"models", "data_loader", "data.media", "runs", "options", "utils"},
+    "generate.py": {"models", "data_loader", "data.decoding", "data.media", "runs", "options", "utils"},
     "trainer.py": {"runs", "utils"},
     "runs.py": {"utils"},
     "data_loader.py": {"utils", "data.decoding", "data.toy_cats"},

@@ -21,6 +21,7 @@ from utils import (
     from_uint8,
     image_grid,
     keep_freed_memory,
+    printable,
     progress,
     run_main,
     seed_everything,
@@ -145,6 +146,34 @@ def test_exit_codes(capsys, error, code):
     assert err.startswith("prog: ") and err.count("\n") == 1
     if "allocate" in str(error):  # how much, and what to do
         assert ("2 GiB" in err or "99 bytes" in err) and "lower --batch_size" in err
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("Käse 猫 👩\u200d🚀 a b\\c.png", "Käse 猫 👩\u200d🚀 a b\\c.png"),  # a joiner makes one emoji of two
+        ("a\nb\tc\r.png", "a\\nb\\tc\\r.png"),
+        ("\x1b[2J\x07\x00\x7f", "\\x1b[2J\\x07\\x00\\x7f"),  # would clear the screen, and ring
+        ("\x85\x9b31m", "\\x85\\x9b31m"),
+        ("a\u2028b\u2029c", "a\\u2028b\\u2029c"),
+        ("\u202egnp.exe\u2066\u200f\u061c", "\\u202egnp.exe\\u2066\\u200f\\u061c"),
+        (os.fsdecode(b"caf\xe9"), "caf\\udce9"),
+    ],
+)
+def test_printable(text, expected):
+    assert printable(text) == expected
+    assert expected.encode() and len(expected.splitlines()) == 1
+
+
+def test_errors_are_printable(capsys):
+    for error in (UserError("a\x1b[31m.png"), OSError(2, "No such file", "a\x1b[31m\n.png")):
+
+        def main(error=error):
+            raise error
+
+        assert run_main(main, "prog") == 2
+        err = capsys.readouterr().err
+        assert "a\\x1b[31m" in err and "\x1b" not in err and err.count("\n") == 1
 
 
 def test_mismatched_torchvision_is_one_line(tmp_path):
