@@ -103,6 +103,7 @@ def list_images(folder: Path, ext: str | None = None, flag: str = "--data") -> l
         accepted = ("." + ext.lower().lstrip("*").lstrip("."),)
         if accepted[0] not in EXTENSIONS:
             raise UserError(f"--ext: {ext!r} is unknown; choose from {', '.join(e[1:] for e in EXTENSIONS)}")
+        flag = f"{flag} with --ext {ext}"
     files = sorted(
         path for path in folder.iterdir()
         if path.suffix.lower() in accepted and not path.name.startswith(".") and path.is_file()
@@ -294,6 +295,7 @@ class ImageBatches:
         self.image_size, self.batch_size, self.seed, self.stream = image_size, batch_size, seed, stream
         self.device = device
         self.stored_size = self.augmentation.stored_size(image_size)
+        torch.empty(batch_size, 3, image_size, image_size, device=device)  # out of memory now, if ever, not in a run
         self.is_cached = len(files) * 3 * self.stored_size**2 <= cache_gb * 1e9
         self._pool = ThreadPoolExecutor(num_workers or os.cpu_count())
         self._streamed: dict[tuple[int, bool], list[tuple[Path, Future]]] = {}  # images of a step, decoded or being so
