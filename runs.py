@@ -20,9 +20,11 @@ A file appears whole or not at all: it is written under a temporary name, synced
 grow line by line; losses.csv is cut back to the checkpoint when a run goes on.
 """
 
+import contextlib
 import csv
 import dataclasses
 import datetime
+import gc
 import io
 import itertools
 import json
@@ -34,6 +36,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +104,7 @@ class Run:
         self.samples = Path(options.sample_dir).resolve() / folder.name if options.sample_dir else folder / "samples"
         self.rows: list[dict[str, float]] = []
         self.metrics: list[dict[str, str]] = []
+        self._made: list[Path] = []  # folders that were not there before the run, those inside others first
         self._losses_file = None
         self._writer = None
         self._next_plot = time.monotonic() + _PLOT_SECONDS
@@ -126,6 +130,7 @@ class Run:
         parent = Path(options.checkpoint_dir)
         stem = "-".join([script.removesuffix(".py"), *options.name_parts()])
         cls._refuse_taken_name(options)
+        made = _missing(parent)
         try:
             parent.mkdir(parents=True, exist_ok=True)
             while True:
@@ -136,16 +141,19 @@ class Run:
                 except FileExistsError:  # another run was faster: take the next number, or refuse the name
                     cls._refuse_taken_name(options)
         except OSError as error:
+            _remove_empty(made)
             raise UserError(
                 f"--checkpoint_dir: no run folder can be made in {parent} ({error.strerror}); use a folder that "
                 "you can write to"
             ) from None
         run = cls(folder, options, script)
+        run._made = [folder, *made]
         try:
             run.save_options(options)
+            run._made = [*_missing(run.samples), *run._made]
             run.samples.mkdir(parents=True)
         except OSError as error:
-            shutil.rmtree(folder)
+            run.discard()
             raise UserError(
                 f"--sample_dir: {error.filename or folder}: {error.strerror}; use another folder or --name"
             ) from None
@@ -184,7 +192,7 @@ class Run:
             cls._refuse_taken_name(request)
             return None, request.with_absolute_folders()
         folder = Path(request.resume or Path(request.checkpoint_dir) / request.name)
-        if not folder.exists() and (Path(request.checkpoint_dir) / folder).exists():
+        if not os.path.exists(folder) and os.path.exists(Path(request.checkpoint_dir) / folder):
             folder = Path(request.checkpoint_dir) / folder  # the run was named without its parent
         try:
             saved = json.loads((folder / "options.json").read_text(encoding="utf-8"))
@@ -237,6 +245,17 @@ class Run:
         if self._writer is not None:
             self._writer.close()
 
+    def discard(self) -> None:
+        """Remove what this process has made for a new run in which no step was taken, so that its name is free again.
+
+        A run that goes on stays as it is.
+        """
+        if self._writer is not None:
+            self._writer.close()
+        for folder in {self.samples, self.folder} & {*self._made}:
+            shutil.rmtree(folder, ignore_errors=True)
+        _remove_empty(self._made)
+
     def save_options(self, options: Any) -> None:
         """Write options.json."""
         samples = self.samples if self.samples.parent != self.folder else self.samples.name
@@ -287,7 +306,7 @@ class Run:
 
     def log(self, text: str) -> None:
         """Add a line to log.txt."""
-        with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
+        with open(self.folder / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text + "\n")
 
     def add_losses(self, step: int, losses: dict[str, float], lr: float) -> None:
@@ -356,7 +375,11 @@ class Run:
         if not self.rows or not (now or started >= self._next_plot):
             return
         figure = draw_losses(self.rows, panels, self.folder.name, *find_scores(self.metrics))
-        write_whole(self.folder / "losses.png", lambda file: figure.savefig(file, format="png", dpi=100))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # the run may be named in letters that the font has not
+            write_whole(self.folder / "losses.png", lambda file: figure.savefig(file, format="png", dpi=100))
+        figure = None
+        gc.collect()  # a figure is full of cycles: dozens would pile up, megabytes each, before Python looks for them
         finished = time.monotonic()
         self._next_plot = finished + max(_PLOT_SECONDS, (finished - started) / _PLOT_SHARE)
 
@@ -410,8 +433,20 @@ class Onlooker(Run):
     def _nothing(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    start = save_options = record_data = say = log = add_losses = add_metrics = _nothing
+    discard = start = save_options = record_data = say = log = add_losses = add_metrics = _nothing
     _cut_losses = _cut_metrics = plot_losses = save_grid = save_checkpoint = _nothing
+
+
+def _missing(folder: Path) -> list[Path]:
+    """Return which of a folder and those that it lies in are not there, from the inside out."""
+    return [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove those of the folders that are there and empty, in this order."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
