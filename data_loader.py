@@ -106,6 +106,7 @@ def list_images(folder: Path, ext: str | None = None, flag: str = "--data") -> l
         accepted = ("." + ext.lower().lstrip("*").lstrip("."),)
         if accepted[0] not in EXTENSIONS:
             raise UserError(f"--ext: {ext!r} is unknown; choose from {', '.join(e[1:] for e in EXTENSIONS)}")
+        flag = f"{flag} with --ext {ext}"
     shown = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.name != "__MACOSX")
     files = [path for path in shown if path.suffix.lower() in accepted]
     if any(not path.is_dir() for path in files):
@@ -296,6 +297,7 @@ class ImageBatches:
         self.image_size, self.batch_size, self.seed, self.stream = image_size, batch_size, seed, stream
         self.device = device
         self.stored_size = self.augmentation.stored_size(image_size)
+        torch.empty(batch_size, 3, image_size, image_size, device=device)  # out of memory now, if ever, not in a run
         self.is_cached = len(files) * 3 * self.stored_size**2 <= cache_gb * 1e9
         self._pool = ThreadPoolExecutor(num_workers or os.cpu_count())
         self._streamed: dict[tuple[int, bool], list[tuple[Path, Future]]] = {}  # images of a step, decoded or being so

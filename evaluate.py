@@ -233,7 +233,7 @@ def load_features(features: str, inception_weights: str | None, device: torch.de
         return Features("pixels", pixels, "mean, to 16x16")
     if features == "inception":
         return _load_inception(find_inception_weights(inception_weights), device)
-    path = Path(features).expanduser()
+    path = Path(os.path.expanduser(features))
     if not path.is_file():
         raise UserError(f"--features: there is no file {features}; use inception, pixels or a file")
     try:

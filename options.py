@@ -8,7 +8,9 @@ import argparse
 import dataclasses
 import difflib
 import math
+import os
 import types
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ from typing import Any, ClassVar, NoReturn, TypeVar, Union, get_args, get_origin
 
 DIFFAUGMENT_ALL = "color,translation,cutout"
 DEVICES = ("auto", "cuda", "mps", "cpu")
+LARGEST = 10**9  # whole number, where no option says otherwise: beyond it, sizes overflow
+LONGEST_NAME = 255  # bytes that file systems allow for the name of a folder
 
 
 def option(
@@ -91,7 +95,8 @@ class CommonOptions:
     strict: bool = option(
         False, "an unreadable image is an error; else it is skipped and named", "Data", resumable=True)
     num_workers: int | None = option(
-        None, "threads that decode images; default and 0: one per core", "Data", at_least=0, resumable=True)
+        None, "threads that decode images; default and 0: one per core", "Data", at_least=0, at_most=1000,
+        resumable=True)
 
     norm: str = option("instance", "normalization in G and D", "Networks", choices=("instance", "batch", "none"))
     spectral_norm: bool = option(False, "spectral normalization of D's convolutions", "Networks")
@@ -153,6 +158,14 @@ class CommonOptions:
                 raise ValueError(f"--use_diffaug: {name!r} is unknown; choose from {DIFFAUGMENT_ALL}")
         if self.name is not None and (self.name in ("", ".", "..") or set(self.name) & set("/\\\0")):
             raise ValueError(f"--name: {self.name!r} is no folder name; use one without / and \\, beside other runs")
+        if self.name is not None and any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in self.name):
+            raise ValueError(f"--name: {self.name!r} has control characters or bytes that are no text; leave them out")
+        if self.name is not None and len(self.name.encode()) > LONGEST_NAME:
+            raise ValueError(f"--name: {self.name[:20]}... is too long; use at most {LONGEST_NAME} bytes")
+        if any(unicodedata.category(c) == "Cs" for c in self.checkpoint_dir):  # TensorBoard can't write there
+            raise ValueError(
+                f"--checkpoint_dir: {self.checkpoint_dir!r} has bytes that are no text; use another folder"
+            )
         if self.resume == "" and self.name is None:
             raise ValueError("--resume: no run is named; use --resume RUN_FOLDER, or add --name NAME")
 
@@ -198,10 +211,11 @@ class CommonOptions:
         Names below data/ stay as they are.
         """
         given = {name: getattr(self, name) for name in self.DATA_FLAGS if getattr(self, name) is not None}
-        paths = {name: Path(value).expanduser() for name, value in given.items() if value.strip()}
+        # Path.expanduser would raise an error for the home of a user who isn't there.
+        paths = {name: Path(os.path.expanduser(value)) for name, value in given.items() if value.strip()}
         found = {name: str(path.resolve()) for name, path in paths.items() if path.is_dir()}
         for name in ("features", "inception_weights"):
-            path = Path(getattr(self, name) or "").expanduser()
+            path = Path(os.path.expanduser(getattr(self, name) or ""))
             if path.is_file():
                 found[name] = str(path.resolve())
         return dataclasses.replace(self, **found)
@@ -441,10 +455,13 @@ def _check_range(field: dataclasses.Field, value: Any) -> None:
     limits = field.metadata
     if limits["choices"] is not None and value not in limits["choices"]:
         raise ValueError(f"--{field.name}: {value!r} is unknown; choose from {', '.join(map(str, limits['choices']))}")
+    at_most = limits["at_most"]
+    if isinstance(value, int) and at_most is None and limits["choices"] is None:
+        at_most = LARGEST
     bounds = [
         ("at least", limits["at_least"], lambda bound: value >= bound),
         ("above", limits["above"], lambda bound: value > bound),
-        ("at most", limits["at_most"], lambda bound: value <= bound),
+        ("at most", at_most, lambda bound: value <= bound),
         ("below", limits["below"], lambda bound: value < bound),
     ]
     stated = " and ".join(f"{words} {bound}" for words, bound, _ in bounds if bound is not None)
@@ -463,6 +480,7 @@ class OneLineParser(argparse.ArgumentParser):
         hint = "".join(
             f", did you mean {flag}?" for flag in difflib.get_close_matches(unknown, known, n=1, cutoff=0.75)
         )
+        message = " ".join(message.split())  # an argument may have lines of its own
         self.exit(2, f"{self.prog}: error: {message}{hint} (--help lists the options)\n")
 
 

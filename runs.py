@@ -20,9 +20,11 @@ A file appears whole or not at all: it is written under a temporary name, synced
 grow line by line; losses.csv is cut back to the checkpoint when a run goes on.
 """
 
+import contextlib
 import csv
 import dataclasses
 import datetime
+import gc
 import hashlib
 import io
 import itertools
@@ -36,6 +38,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +132,7 @@ class Run:
         self.rows: list[dict[str, float]] = []
         self.metrics: list[dict[str, str]] = []
         self._lock = None
+        self._made: list[Path] = []  # folders that were not there before the run, those inside others first
         self._writer = None
         self._next_plot = time.monotonic() + _PLOT_SECONDS
 
@@ -153,6 +157,7 @@ class Run:
         parent = Path(options.checkpoint_dir)
         stem = "-".join([script.removesuffix(".py"), *options.name_parts()])
         cls._refuse_taken_name(options)
+        made = _missing(parent)
         try:
             make_folder(parent)
             while True:
@@ -164,18 +169,21 @@ class Run:
                 except FileExistsError:  # another run was faster: take the next number, or refuse the name
                     cls._refuse_taken_name(options)
         except OSError as error:
+            _remove_empty(made)
             raise UserError(
                 f"--checkpoint_dir: no run folder can be made in {parent} ({error.strerror}); use a folder that "
                 "you can write to"
             ) from None
         run = cls(folder, options, script)
+        run._made = [folder, *made]
         try:
             run.save_options(options)
+            run._made = [*_missing(run.samples), *run._made]
             make_folder(run.samples.parent)
             run.samples.mkdir()
             sync(run.samples.parent)
         except (OSError, UserError) as error:
-            shutil.rmtree(folder)
+            run.discard()
             if isinstance(error, UserError):
                 raise
             raise UserError(
@@ -219,7 +227,7 @@ class Run:
             cls._refuse_taken_name(request)
             return None, request.with_absolute_folders()
         folder = Path(request.resume or Path(request.checkpoint_dir) / request.name)
-        if not folder.exists() and (Path(request.checkpoint_dir) / folder).exists():
+        if not os.path.exists(folder) and os.path.exists(Path(request.checkpoint_dir) / folder):
             folder = Path(request.checkpoint_dir) / folder  # the run was named without its parent
         try:
             saved = json.loads((folder / "options.json").read_text(encoding="utf-8"))
@@ -322,6 +330,17 @@ class Run:
             if self._lock is not None:
                 (self.folder / ".lock").unlink(missing_ok=True)
                 self._lock.close()
+
+    def discard(self) -> None:
+        """Remove what this process has made for a new run in which no step was taken, so that its name is free again.
+
+        A run that goes on stays as it is.
+        """
+        if self._writer is not None:
+            self._writer.close()
+        for folder in {self.samples, self.folder} & {*self._made}:
+            shutil.rmtree(folder, ignore_errors=True)
+        _remove_empty(self._made)
 
     def save_options(self, options: Any) -> None:
         """Write options.json."""
@@ -445,8 +464,12 @@ class Run:
             return
         figure = draw_losses(self.rows, panels, self.folder.name, *find_scores(self.metrics))
         drawn = io.BytesIO()
-        figure.savefig(drawn, format="png", dpi=100)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # the run may be named in letters that the font has not
+            figure.savefig(drawn, format="png", dpi=100)
         write_bytes(self.folder / "losses.png", drawn.getvalue())
+        figure = None
+        gc.collect()  # a figure is full of cycles: dozens would pile up, megabytes each, before Python looks for them
         finished = time.monotonic()
         self._next_plot = finished + max(_PLOT_SECONDS, (finished - started) / _PLOT_SHARE)
 
@@ -507,7 +530,7 @@ class Onlooker(Run):
     def _nothing(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    start = save_options = record_data = say = log = add_losses = add_metrics = __exit__ = _nothing
+    discard = start = save_options = record_data = say = log = add_losses = add_metrics = __exit__ = _nothing
     _cut_losses = _cut_metrics = plot_losses = save_grid = save_checkpoint = prune_checkpoints = _nothing
 
     def __enter__(self) -> "Run":
@@ -518,6 +541,18 @@ def _read_starts(folder: Path) -> list[dict[str, Any]]:
     """Return the starts of a run that environment.json lists; none if there is no such file."""
     path = folder / "environment.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def _missing(folder: Path) -> list[Path]:
+    """Return which of a folder and those that it lies in are not there, from the inside out."""
+    return [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove those of the folders that are there and empty, in this order."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:

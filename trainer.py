@@ -4,6 +4,7 @@ A script gives it images, networks and three functions: the update of a step, th
 """
 
 import copy
+import functools
 import math
 import os
 import shlex
@@ -526,6 +527,25 @@ def _open(run: Run, state: State, options: Any, data: dict[str, Any], total: int
     return True
 
 
+def _leave_nothing_half_made(train: Callable[..., int]) -> Callable[..., int]:
+    """Have the folder of a new run go away if an error comes before its first step is done, such as too little memory.
+
+    The command can then be given again, mended, with the same --name.
+    """
+
+    @functools.wraps(train)
+    def wrapped(run: Run, state: State, *args: Any, **kwargs: Any) -> int:
+        try:
+            return train(run, state, *args, **kwargs)
+        except Exception:
+            if state.step == 0:
+                run.discard()
+            raise
+
+    return wrapped
+
+
+@_leave_nothing_half_made
 def train(
     run: Run,
     state: State,

@@ -90,6 +90,10 @@ def run_main(main: Callable[[], int], prog: str) -> int:
         text = printable(f"{name}{error.strerror or error}")
         sys.stderr.write(f"{prog}: error: {text}; mend it and use --resume or start again\n")
         return 2
+    except MemoryError as error:  # Python's, NumPy's and Pillow's
+        reason = f" ({' '.join(str(error).split())})" if str(error) else ""
+        sys.stderr.write(f"{prog}: error: out of memory{reason}; {_LESS_MEMORY}\n")
+        return 2
     except torch.OutOfMemoryError as error:
         reason = ". ".join(str(error).split(". ")[:2])  # that, and how much was asked
         sys.stderr.write(f"{prog}: error: {reason}; {_LESS_MEMORY}\n")
@@ -104,6 +108,9 @@ def run_main(main: Callable[[], int], prog: str) -> int:
         if "can't allocate memory" in str(error):  # what a CPU says
             asked = str(error).partition("you tried to allocate ")[2].partition(" ")[0]
             sys.stderr.write(f"{prog}: error: out of memory, {asked} bytes were asked for; {_LESS_MEMORY}\n")
+            return 2
+        if "Storage size calculation overflowed" in str(error):  # more than any memory has
+            sys.stderr.write(f"{prog}: error: out of memory; {_LESS_MEMORY}\n")
             return 2
         if "deterministic" not in str(error):
             raise

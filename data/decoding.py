@@ -162,6 +162,8 @@ def try_decode(path: Path, size: int | None) -> Tensor | str:
     """Return the decoded image, or in one line what is wrong with the file."""
     try:
         return decode(path, size)
+    except MemoryError:  # no fault of the file
+        raise
     except Exception as error:  # Pillow's decoders raise whatever the bytes lead them to
         return reason(error)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import data_loader
+import vanilla_gan
 from tests.conftest import command, resume, train
 from utils import run_main
 
@@ -33,7 +34,7 @@ MISTAKES = {
     "empty folder": (["--data={tmp}/empty"], ["--data", "empty", ".png", ".webp"]),
     "file for a folder": (["--data={tmp}/file"], ["--data", "file", "give the folder"]),
     "only unreadable images": (["--data={tmp}/broken"], ["broken", "a.png", ".png"]),
-    "no file of that ending": (["--ext=bmp"], ["photos", ".bmp"]),
+    "no file of that ending": (["--ext=bmp"], ["--ext", "photos", ".bmp"]),
     "unknown ending": (["--ext=gif"], ["--ext", "gif", "png"]),
     "image size": (["--image_size=100"], ["image_size", "100", "32, 64, 128, 256"]),
     "flag value": (["--disc=cycle"], ["disc", "cycle", "dc, patch"]),
@@ -46,6 +47,13 @@ MISTAKES = {
     "policy": (["--use_diffaug=colour"], ["--use_diffaug", "colour", "color,translation,cutout"]),
     "fp16 on a CPU": (["--amp=fp16"], ["--amp", "fp16", "bf16"]),
     "hold out all": (["--test_split=0.99"], ["--test_split", "0.99", "smaller"]),
+    "home of nobody": (["--data=~nobody"], ["--data", "~nobody", "give the folder"]),
+    "features of nobody": (["--eval_every=1", "--features=~nobody"], ["--features", "~nobody"]),
+    "batch for no memory": (["--batch_size=1000000000"], ["out of memory", "bytes", "--batch_size"]),
+    "network for no memory": (["--conv_dim=1000000000"], ["out of memory", "width of the networks"]),
+    "runs in vain": (["--checkpoint_dir={tmp}/new/runs", "--sample_dir={tmp}/file"], ["--sample_dir", "file"]),
+    "long name of runs": (["--checkpoint_dir={tmp}/new/" + 300 * "x"], ["--checkpoint_dir", "too long"]),
+    "long name of a run": (["--resume=" + 300 * "x"], ["--resume", "no run folder"]),
     "resume no run": (["--resume={tmp}/empty"], ["--resume", "empty", "no run folder", "runs/NAME"]),
     "folder of folders": (["--data={tmp}"], ["--data", "broken, empty, photos, runs", "give one of them"]),
     "resume nothing": (["--resume"], ["--resume", "RUN_FOLDER"]),
@@ -236,6 +244,45 @@ def test_resume_moved_folder(finished, tmp_path):
     shutil.move(finished, tmp_path / "moved")
     assert resume(f"--resume={tmp_path / 'moved'}", "--train_iters=3") == 0
     assert (tmp_path / "moved" / "checkpoint-000003.pt").exists() and not finished.exists()
+
+
+@pytest.mark.parametrize("error", [MemoryError, RuntimeError])
+@pytest.mark.parametrize("step, is_left", [(0, False), (1, True)])
+def test_an_error_in_the_first_step_leaves_no_folder(step, is_left, error, world, monkeypatch):
+    """The name is free for the mended command; what was trained stays."""
+    take = vanilla_gan.train_step
+
+    def fail(state, batch, options):
+        if state.step == step:
+            raise error
+        return take(state, batch, options)
+
+    before = snapshot(world)
+    monkeypatch.setattr(vanilla_gan, "train_step", fail)
+    flags = [
+        f"--data={world / 'photos'}",
+        f"--checkpoint_dir={world / 'new' / 'runs'}",
+        "--name=run",
+        "--train_iters=2",
+    ]
+    flags += [f"--sample_dir={world / 'grids'}"]
+    if error is MemoryError:
+        assert train(*flags) == 2
+    else:
+        with pytest.raises(error):
+            train(*flags)
+    assert (snapshot(world) != before) == is_left
+    assert (world / "new" / "runs" / "run" / "log.txt").exists() == is_left
+
+
+def test_an_error_leaves_a_run_that_goes_on(finished, photos, monkeypatch):
+    """Also where it had no checkpoint, and so begins anew."""
+    for path in finished.glob("checkpoint-*.pt"):
+        path.unlink()
+    monkeypatch.setattr(vanilla_gan, "train_step", lambda *_: [].pop())
+    with pytest.raises(IndexError):
+        resume(f"--resume={finished}", "--train_iters=3")
+    assert (finished / "options.json").exists() and list((finished / "samples").iterdir())
 
 
 def test_the_check_of_nothing_written_can_fail(world):

@@ -233,6 +233,19 @@ def test_only_broken_images(tmp_path):
     assert str(tmp_path) in str(error.value) and all(ext in str(error.value) for ext in EXTENSIONS)
 
 
+def test_too_little_memory_is_no_fault_of_the_images(photos, monkeypatch):
+    """They are not skipped as if they were broken, and a batch that doesn't fit is found out before decoding."""
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        batches(list_images(photos), batch_size=10**10)
+
+    def decode(path, size):
+        raise MemoryError
+
+    monkeypatch.setattr(decoding, "decode", decode)
+    with pytest.raises(MemoryError):
+        batches(list_images(photos))
+
+
 @pytest.mark.parametrize("num_workers, expected", [(3, 3), (None, os.cpu_count()), (0, os.cpu_count())])
 def test_num_workers_is_the_number_of_threads(photos, monkeypatch, num_workers, expected):
     threads = []

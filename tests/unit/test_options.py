@@ -1,6 +1,7 @@
 """The command line: precedence, checks, messages, and what a resumed run may change."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 
@@ -114,6 +115,13 @@ def test_flag_forms():
         (["--name=../x"], ["--name", "'../x'"]),
         (["--name=a\\b"], ["--name"]),
         (["--name="], ["--name", "''"]),
+        (["--name=a\nb"], ["--name", "'a\\nb'", "leave them out"]),
+        (["--name=\udcff"], ["--name", "no text"]),
+        (["--name=" + 128 * "ü"], ["--name", "too long", "255 bytes"]),
+        (["--checkpoint_dir=runs/\udcff"], ["--checkpoint_dir", "no text"]),
+        (["--batch_size=1000000001"], ["--batch_size", "at least 1 and at most 1000000000"]),
+        (["--num_workers=1001"], ["--num_workers", "at most 1000"]),
+        (["a\nb"], ["unrecognized arguments: a b"]),
         (["--resume"], ["--resume", "RUN_FOLDER"]),
         (["--batchsize=3"], ["--batchsize=3", "did you mean --batch_size?", "--help"]),
         (["--colour"], ["--colour (--help"]),
@@ -263,6 +271,13 @@ def test_folders_become_absolute(tmp_path, monkeypatch):
     assert parse().with_absolute_folders().data is None and parse("--data= ").with_absolute_folders().data == " "
     options = parse_command_line(CycleOptions, ["--X=here", "--Y=there"], "cycle_gan.py", "").with_absolute_folders()
     assert (options.X, options.Y) == (str(tmp_path / "here"), "there")
+
+
+def test_the_home_of_nobody_is_no_folder():
+    """pathlib would raise a RuntimeError."""
+    options = parse("--data=~nobody", "--eval_every=1", "--features=~nobody").with_absolute_folders()
+    assert (options.data, options.features) == ("~nobody", "~nobody")
+    assert parse("--data=~").with_absolute_folders().data == os.path.realpath(os.path.expanduser("~"))
 
 
 def test_hints():
