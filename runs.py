@@ -496,7 +496,7 @@ class Run:
             if (self.folder / log).exists():
                 sync(self.folder / log)
         path = self.folder / (name or f"checkpoint-{step:06d}.pt")
-        write_bytes(path, _seal({"format": FORMAT, "script": self.script, "step": step, **content}))
+        write_bytes(path, seal({"format": FORMAT, "script": self.script, "step": step, **content}))
         return path
 
     def prune_checkpoints(self, keep: int) -> None:
@@ -666,7 +666,7 @@ def _to_png(picture: Tensor) -> bytes:
 _DIGEST = 64  # characters of a SHA-256
 
 
-def _seal(content: dict[str, Any]) -> bytes:
+def seal(content: dict[str, Any]) -> bytes:
     """Return a checkpoint file: what torch.save makes, with the SHA-256 of it as the comment of the zip archive.
 
     torch.load doesn't notice a byte that has changed, and the archive's own checksums don't cover all bytes.
@@ -678,7 +678,7 @@ def _seal(content: dict[str, Any]) -> bytes:
 
 
 def _is_sealed(data: bytes) -> bool:
-    """Whether a file is what `_seal` made, to the last bit."""
+    """Whether a file is what `seal` made, to the last bit."""
     return hashlib.sha256(memoryview(data)[:-_DIGEST]).hexdigest().encode() == data[-_DIGEST:]
 
 

@@ -7,30 +7,19 @@ folder the names at its last fsync. TensorBoard's own files are left out: nothin
 """
 
 import builtins
-import csv
 import errno
 import os
 import re
 import shutil
 import stat
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from tests.conftest import assert_same, resume, train
-
-
-class Outcome(NamedTuple):
-    """How often a promise was put to the test, and how often it held; the same of its control, which must fail."""
-
-    tried: int
-    held: int
-    control_tried: int
-    control_failed: int
+from tests.faults.trainings import Training, in_a_fork
 
 
 class Durable(NamedTuple):
@@ -193,85 +182,8 @@ def after_power_loss(disk: Durable, root: Path, target: Path, names_survive: boo
         copy.write_bytes(disk.contents[number])
 
 
-def in_a_fork(work: Callable[[], int], errors: str | Path = os.devnull) -> int:
-    """Do the work in a copy of this process; return its exit code. What it says on stderr goes to the file `errors`."""
-    child = os.fork()
-    if child == 0:
-        try:
-            with open(os.devnull, "w") as nothing, open(errors, "w") as file:
-                os.dup2(nothing.fileno(), 1)
-                os.dup2(file.fileno(), 2)
-                sys.stderr = file  # that of a test is not the process's
-                code = work()
-                file.flush()
-                os._exit(code)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(70)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # A training
-
-FLAGS = [
-    "--log_step=1",
-    "--sample_every=2",
-    "--checkpoint_every=2",
-    "--keep_checkpoints=3",
-    "--use_diffaug",
-    "--seed=5",
-]
-OF_SCRIPT = {
-    "vanilla_gan.py": ["--eval_every=2", "--spectral_norm", "--norm=batch"],
-    "cycle_gan.py": ["--pool_size=6", "--data_aug=deluxe", "--use_cycle_consistency_loss"],
-}
-BEGUN, TOTAL = 2, 6  # iterations
-
-
-class Training(NamedTuple):
-    """A run that has begun, and the same run never stopped.
-
-    Attributes:
-        begun: run folder with a checkpoint at iteration 2.
-        whole: run folder at iteration 6.
-    """
-
-    script: str
-    begun: Path
-    whole: Path
-
-    @classmethod
-    def make(cls, folder: Path, data: Path, script: str) -> "Training":
-        """Train both, on the images in `data`."""
-        flags = [f"--data={data}", f"--checkpoint_dir={folder}", *FLAGS, *OF_SCRIPT[script]]
-        assert train(*flags, "--name=begun", f"--train_iters={BEGUN}", script=script) == 0
-        assert train(*flags, "--name=whole", f"--train_iters={TOTAL}", script=script) == 0
-        return cls(script, folder / "begun", folder / "whole")
-
-    def go_on(self, run: Path) -> int:
-        """Resume a run, to iteration 6; return the exit code."""
-        return resume(f"--resume={run}", f"--train_iters={TOTAL}", script=self.script)
-
-    def is_same(self, run: Path) -> bool:
-        """Whether a run has become the one that never stopped: state, losses, metrics, grids, and nothing besides."""
-        try:
-            a, b = (torch.load(at / f"checkpoint-{TOTAL:06d}.pt", weights_only=True) for at in (run, self.whole))
-            for part in a.keys() - {"options"}:
-                assert_same(a[part], b[part], part)
-            for name in ("losses.csv", "metrics.csv"):
-                if (self.whole / name).exists():
-                    with open(run / name, newline="") as one, open(self.whole / name, newline="") as other:
-                        assert list(csv.reader(one)) == list(csv.reader(other)), name
-            grids = sorted(path.name for path in (self.whole / "samples").iterdir())
-            assert grids == sorted(path.name for path in (run / "samples").iterdir())
-            for name in grids:
-                assert (run / "samples" / name).read_bytes() == (self.whole / "samples" / name).read_bytes(), name
-            assert not [path for path in run.rglob(".*")], "a temporary file is left"
-        except (AssertionError, OSError):
-            traceback.print_exc()
-            return False
-        return True
 
 
 def operations_of(training: Training, folder: Path) -> list[Durable]:
@@ -329,34 +241,57 @@ def fill_disk(training: Training, folder: Path, number: int) -> bool:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The control: one file, written in place, as most code does
+# The controls: one file, written as most code does
 
 
-def naive_points(folder: Path, every: int = 1) -> Iterator[bool]:
-    """End a plain torch.save over the checkpoint before in every operation, or in one of `every`; yield what survives.
+def save_in_place(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint over the one before."""
+    with open(path, "wb") as file:
+        torch.save(content, file)
 
-    That is, whether the file then holds the old or the new state.
+
+def save_unsynced(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint beside the one before, and rename it, but don't wait for the disk."""
+    with open(path.with_suffix(".tmp"), "wb") as file:
+        torch.save(content, file)
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def _content(step: int) -> dict[str, Any]:
+    return {"step": step, **{f"layer{i}": torch.full((100, 10), float(step)) for i in range(6)}}
+
+
+def _survives(path: Path) -> bool:
+    """Whether a file holds the old or the new state."""
+    try:
+        return torch.load(path, weights_only=True)["step"] in (1, 2)
+    except Exception:  # torch.load has no one exception for a torn file
+        return False
+
+
+def naive_points(folder: Path, trouble: str, every: int = 1) -> Iterator[bool]:
+    """Put naive savers into trouble at every operation, or at one of `every`; yield whether a state survives.
+
+    Args:
+        trouble: "crash" or "full" disk, for the saver in place; loss of "power", for the one that doesn't sync.
     """
-    path = folder / "naive" / "checkpoint.pt"
+    path = folder / f"naive-{trouble}" / "checkpoint.pt"
     path.parent.mkdir()
-
-    def save(step: int) -> int:
-        content = {"step": step, **{f"layer{i}": torch.full((100, 10), float(step)) for i in range(6)}}
-        with open(path, "wb") as file:
-            torch.save(content, file)
-        return 0
-
+    save = save_unsynced if trouble == "power" else save_in_place
+    save(path, _content(1))
     with Operations(path.parent) as operations:
-        save(1)
+        save(path, _content(2))
     for number in range(0, len(operations.log), every):
-        save(1)
+        if trouble == "power":
+            after_power_loss(operations.log[number], path.parent, folder / f"powerless-{number}", names_survive=True)
+            yield _survives(folder / f"powerless-{number}" / path.name)
+            continue
+        save(path, _content(1))
 
         def work(number: int = number) -> int:
-            with Operations(path.parent, number, "in"):
-                return save(2)
+            with Operations(path.parent, number, "full" if trouble == "full" else "in"):
+                save(path, _content(2))
+            return 0
 
-        assert in_a_fork(work) == 9
-        try:
-            yield torch.load(path, weights_only=True)["step"] in (1, 2)
-        except Exception:  # torch.load has no one exception for a torn file
-            yield False
+        in_a_fork(work)
+        yield _survives(path)

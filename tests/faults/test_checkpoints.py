@@ -96,7 +96,7 @@ def change(path, edit) -> None:
     """Edit the content of a checkpoint, and seal it again."""
     content = torch.load(path, weights_only=True)
     edit(content)
-    path.write_bytes(runs._seal(content))
+    path.write_bytes(runs.seal(content))
 
 
 def break_shape(content):

@@ -1,29 +1,25 @@
-"""Crashes and losses of power at enumerated operations on files: the run goes on to what it would have become."""
+"""Trouble at enumerated operations on files: the run goes on to what it would have become.
+
+Here at some of the operations; benchmarks/reliability.py tries them all.
+"""
 
 import sys
 
 import pytest
 
 from tests.faults import crashes
+from tests.faults.trainings import OF_SCRIPT, Training
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and looks into /proc")
 
 
-@pytest.fixture(scope="module", params=crashes.OF_SCRIPT)
+@pytest.fixture(scope="module", params=OF_SCRIPT)
 def training(request, tmp_path_factory):
-    from tests.conftest import make_domains, make_photo
-
-    folder = tmp_path_factory.mktemp("crashes")
-    make_domains(folder / "domains")
-    (folder / "photos").mkdir()
-    for i in range(10):
-        make_photo((40, 40), i).save(folder / "photos" / f"{i}.png")
-    data = folder / {"vanilla_gan.py": "photos", "cycle_gan.py": "domains"}[request.param]
-    return crashes.Training.make(folder, data, request.param)
+    return Training.make(tmp_path_factory.mktemp("crashes"), request.param)
 
 
 def test_crashes_and_losses_of_power(training, tmp_path):
-    """At some operations; benchmarks/reliability.py tries them all."""
+    """While a checkpoint is saved."""
     log = crashes.operations_of(training, tmp_path)
     names = [disk.operation for disk in log]
     saving = range(names.index("open .checkpoint-000004.pt.tmp"), names.index("replace checkpoint-000004.pt") + 2)
@@ -43,7 +39,8 @@ def test_a_full_disk(training, tmp_path):
         assert crashes.fill_disk(training, tmp_path, number), name
 
 
-def test_a_plain_saver_loses_the_checkpoint(tmp_path):
-    """The control."""
-    survived = list(crashes.naive_points(tmp_path, every=4))
-    assert survived.count(False) > len(survived) / 2
+@pytest.mark.parametrize("trouble", ["crash", "full", "power"])
+def test_plain_savers_lose_the_checkpoint(trouble, tmp_path):
+    """The controls."""
+    survived = list(crashes.naive_points(tmp_path, trouble, every=4))
+    assert survived.count(False) > len(survived) / 3
