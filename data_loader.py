@@ -35,9 +35,9 @@ def find_folder(name: str, flag: str = "--data") -> Path:
     if not name.strip():
         raise UserError(f"{flag}: the name is empty; give a folder of images")
     for folder in (Path(os.path.expanduser(name)), _DATA_ROOT / name):
-        if folder.is_dir():
+        if os.path.isdir(folder):  # pathlib's raises an error for a name that is too long
             return folder
-        if folder.exists():
+        if os.path.exists(folder):
             raise UserError(f"{flag}: {folder} is a file; give the folder that holds the images")
     nor = "" if os.path.isabs(name) else f", nor {os.path.normpath(_DATA_ROOT / name)}"
     raise UserError(f"{flag}: there is no folder {name}{nor}; give the folder of the images")

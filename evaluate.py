@@ -151,7 +151,7 @@ def find_inception_weights(path: str | None) -> Path:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as ADDRESS
 
     if path is not None:
-        if not Path(path).is_file():
+        if not os.path.isfile(path):
             raise UserError(f"--inception_weights: there is no file {path}; download {ADDRESS}")
         return Path(path)
     cached = Path(torch.hub.get_dir()) / "checkpoints" / ADDRESS.rsplit("/", 1)[1]
@@ -234,7 +234,7 @@ def load_features(features: str, inception_weights: str | None, device: torch.de
     if features == "inception":
         return _load_inception(find_inception_weights(inception_weights), device)
     path = Path(os.path.expanduser(features))
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"--features: there is no file {features}; use inception, pixels or a file")
     try:
         with zipfile.ZipFile(path) as archive:

@@ -211,12 +211,12 @@ class CommonOptions:
         Names below data/ stay as they are.
         """
         given = {name: getattr(self, name) for name in self.DATA_FLAGS if getattr(self, name) is not None}
-        # Path.expanduser would raise an error for the home of a user who isn't there.
+        # os.path, as pathlib raises errors for the home of a user who isn't there and for names that are too long.
         paths = {name: Path(os.path.expanduser(value)) for name, value in given.items() if value.strip()}
-        found = {name: str(path.resolve()) for name, path in paths.items() if path.is_dir()}
+        found = {name: str(path.resolve()) for name, path in paths.items() if os.path.isdir(path)}
         for name in ("features", "inception_weights"):
             path = Path(os.path.expanduser(getattr(self, name) or ""))
-            if path.is_file():
+            if os.path.isfile(path):
                 found[name] = str(path.resolve())
         return dataclasses.replace(self, **found)
 

@@ -48,6 +48,8 @@ MISTAKES = {
     "fp16 on a CPU": (["--amp=fp16"], ["--amp", "fp16", "bf16"]),
     "hold out all": (["--test_split=0.99"], ["--test_split", "0.99", "smaller"]),
     "home of nobody": (["--data=~nobody"], ["--data", "~nobody", "give the folder"]),
+    "long name of images": (["--data=" + 300 * "x"], ["--data: there is no folder xxx"]),
+    "long name of features": (["--eval_every=1", "--features=" + 300 * "x"], ["--features: there is no file xxx"]),
     "features of nobody": (["--eval_every=1", "--features=~nobody"], ["--features", "~nobody"]),
     "batch for no memory": (["--batch_size=1000000000"], ["out of memory", "bytes", "--batch_size"]),
     "network for no memory": (["--conv_dim=1000000000"], ["out of memory", "width of the networks"]),

@@ -18,6 +18,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 from unittest import mock
 
@@ -173,74 +174,63 @@ def _numbers(kind: type, limits: Any) -> tuple[list[str], list[str]]:
     return right, wrong
 
 
-def _parts_of(world: World, field: Any, kind: type) -> st.SearchStrategy[Part]:
-    """Return what may stand for one option on a command line."""
-    limits, name = field.metadata, field.name
-    flags = [f"--{name}", *limits["aliases"]]
-    bare = [Part((flag,), name) for flag in flags]  # the word after it, if there is one, becomes its value
-    if kind is bool:
-        forms = [Part((f"--{no}{name}",), name) for no in ("", "no-")] * 2
-        wrong = [Part((f"--{no}{name}={value}",), name, True) for no in ("", "no-") for value in "1x"]
-        return st.sampled_from([*forms, *wrong])
+def _values(world: World, field: Any, kind: type) -> tuple[list[str], list[str]]:
+    """Return values for one option: those to try, and those that its declaration says are wrong."""
+    limits = field.metadata
     if limits["choices"] is not None:
         right = list(map(str, limits["choices"]))
-        wrong = ["", right[0] + "x", right[-1].upper() + "_", ",".join(right), " " + right[0] + "?"]
-    elif kind in (int, float):
-        right, wrong = _numbers(kind, limits)
-    else:
-        wrong = []
-        right = {
-            "FOLDER": [
-                str(world.images),
-                str(world.photos),
-                "new/folder",
-                "empty",
-                "file",
-                "file/below",
-                "/proc/no",
-                ".",
-            ],
-            "RUN_FOLDER": [str(world.case / "runs" / "finished"), "finished", "nowhere", "file"],
-            "POLICY": ["color", "color,translation,cutout", " cutout , color", ",", "color,blur", "color;cutout"],
-        }.get(limits["metavar"], [])
-        right += [*OPTIONS[world.script].PRESETS] if name == "preset" else []
-        right += [
-            "png",
-            "*.PNG",
-            "jpg",
-            "inception",
-            "pixels",
-            str(world.photos / "0.png"),
-            "a b",
-            "ü",
-            "finished",
-            "$x$",
-        ]
-    values = [st.sampled_from([(value, False) for value in right])] * 3
-    values += [st.sampled_from([(value, True) for value in wrong])] if wrong else []
-    values += [_texts().map(lambda text: (text, False))] * 2 if kind is str else []
+        return right, ["", right[0] + "x", right[-1].upper() + "_", ",".join(right), " " + right[0] + "?"]
+    if kind in (int, float):
+        return _numbers(kind, limits)
+    folders = [str(world.images), str(world.photos), "new/folder", "empty", "file", "file/below", "/proc/no", "."]
+    right = {
+        "FOLDER": [*folders, "new/" + "x" * 300, "new/\udcff"],
+        "RUN_FOLDER": [str(world.case / "runs" / "finished"), "finished", "nowhere", "file", "x" * 300],
+        "POLICY": ["color", "color,translation,cutout", " cutout , color", ",", "color,blur", "color;cutout"],
+    }.get(limits["metavar"], [])
+    if field.name == "preset":
+        return [*OPTIONS[world.script].PRESETS], []
+    words = ["png", "*.PNG", "jpg", "inception", "pixels", str(world.photos / "0.png"), "a b", "ü", "finished", "$x$"]
+    return (right * 2 if right else words) + words[:: 3 if right else 1], []
 
-    def spell(value: tuple[str, bool], flag: str, joined: bool) -> Part:
-        text, is_wrong = value
-        return Part((f"{flag}={text}",) if joined else (flag, text), name, is_wrong)
 
-    spelled = st.builds(spell, st.one_of(values), st.sampled_from(flags), st.booleans())
-    if limits["bare"]:
-        bare.append(Part((f"--no-{name}",), name))
-    return st.one_of(spelled, spelled, spelled, spelled, spelled, st.sampled_from(bare))
+def _part(world: World, field: Any, random: Random, text: str) -> Part:
+    """Draw what stands for one option on a command line."""
+    cls, limits, name = OPTIONS[world.script], field.metadata, field.name
+    kind, flag = _kind(cls, name), random.choice([f"--{name}", *limits["aliases"]])
+    if kind is bool:
+        flag = f"--{random.choice(['', 'no-'])}{name}"
+        return Part((f"{flag}={text or 1}",), name, True) if random.random() < 0.1 else Part((flag,), name)
+    if random.random() < (0.05 if limits["bare"] is None else 0.4):  # the word after it, if any, becomes its value
+        return Part((f"--no-{name}" if limits["bare"] and random.random() < 0.3 else flag,), name)
+    right, wrong = _values(world, field, kind)
+    value, is_wrong = random.choice(right), False
+    if random.random() < 0.25:
+        value, is_wrong = (random.choice(wrong), True) if wrong else (random.choice([text, *_GARBAGE]), False)
+    return Part((f"{flag}={value}",) if random.random() < 0.5 else (flag, value), name, is_wrong)
+
+
+_STRAYS = ["--help", "--preset=list", "stray", "a\nb", "--batch=3", "--colour", "-x", "--", "--lr5", "=", "--=", "é"]
 
 
 def command_lines(world: World) -> st.SearchStrategy[list[Part]]:
-    """Return command lines of up to four options, some of them twice, and now and then something else."""
-    cls = OPTIONS[world.script]
-    fields = {field.name: _parts_of(world, field, _kind(cls, field.name)) for field in option_fields(cls)}
-    one = st.sampled_from(sorted(fields)).flatmap(fields.__getitem__)
-    strays = ["--help", "--preset=list", "stray", "a\nb", "--batch=3", "--colour", "-x", "--", "--lr5", "=", "--=", "é"]
-    stray = st.sampled_from([Part((word,)) for word in strays])
-    images = st.sampled_from([[Part((f"--data={world.images}",), "data")]] * 3 + [[]])
-    twice = one.flatmap(lambda part: st.tuples(st.just(part), fields[part.name]).map(list))
-    several = st.one_of(*[st.lists(one, min_size=1, max_size=4)] * 4, twice, st.tuples(one, stray).map(list))
-    return st.builds(lambda first, rest: [*first, *rest], images, several)
+    """Return command lines of one to four options, some of them twice, and now and then something else.
+
+    Hypothesis draws a number and a text; the rest follows from the two. Drawn piece by piece, most lines would be
+    repetitions of others: it likes to copy one piece to the place of another.
+    """
+    fields = option_fields(OPTIONS[world.script])
+
+    def build(number: int, text: str) -> list[Part]:
+        random = Random(number)
+        parts = [Part((f"--data={world.images}",), "data")] * (random.random() < 0.75)
+        chosen = random.choices(fields, k=random.choice([1, 2, 2, 3, 3, 4]))
+        if random.random() < 0.15:
+            chosen.append(chosen[-1])
+        parts += [_part(world, field, random, text) for field in chosen]
+        return parts + [Part((random.choice(_STRAYS),))] * (random.random() < 0.08)
+
+    return st.builds(build, st.integers(0, 2**64 - 1), _texts())
 
 
 # ----------------------------------------------------------------------------------------------------------------------
