@@ -69,20 +69,20 @@ def crash(folder: Path) -> Figures:
             # What is no write is done or not: to end after the one before is to end in it.
             if moment == "after" or log[number].operation.startswith("write")
         ]
-    return count(held, crashes.naive_points(folder, "crash"))
+    return count(held, crashes.naive_points(folder, "in"))
 
 
 def power(folder: Path) -> Figures:
     """Cut the power after every operation on files; new names are lost, or happened to be on the disk."""
     from tests.faults import crashes
 
-    held = []
+    held, unsynced = [], []
     for training in trainings(folder):
         log = crashes.operations_of(training, folder)
-        held += [
-            crashes.lose_power(training, folder, disk, survive) for disk in log for survive in (False, True)
-        ]  # fmt: skip
-    return count(held, crashes.naive_points(folder, "power"))
+        held += [crashes.lose_power(training, folder, disk, survive) for disk in log for survive in (False, True)]
+        log = crashes.operations_of(training, folder, syncs=False)
+        unsynced += [crashes.lose_power(training, folder, disk, True) for disk in log[::10]]
+    return count(held, unsynced)
 
 
 def resumption(folder: Path) -> Figures:
@@ -220,7 +220,7 @@ def processes(folder: Path) -> Figures:
 PROMISES: dict[str, tuple[str, str, Callable[[Path], Figures]]] = {
     "crashes": ("a crash in any operation on files loses nothing: the run ends as one never stopped, to the last bit",
                 "torch.save over the checkpoint before", crash),
-    "power": ("nor does a loss of power after any of them", "torch.save beside it, renamed without a sync", power),
+    "power": ("nor does a loss of power after any of them", "the same without fsync", power),
     "resumption": ("a run goes on exactly from every step", "random generators are not restored", resumption),
     "signals": ("SIGINT, SIGTERM, SIGHUP, SIGUSR1 at any moment end a step and save", "no handlers", signals),
     "disk": ("a disk that is full, at any write, is told in one line and loses nothing",

@@ -261,6 +261,8 @@ def decode_all(
         """Decode a file to its place; return whether it has more than its first image, or what is wrong with it."""
         try:
             image = read(files[place], size)
+        except MemoryError:  # no fault of the file
+            raise
         except Exception as error:  # Pillow's decoders raise whatever the bytes lead them to
             return error
         if keep:
@@ -277,8 +279,8 @@ def decode_all(
             images[i] = images[place]
     decoded = Decoded(images[: len(places)] if keep else images, [files[place] for place in places], skipped, cut)
     seconds = time.monotonic() - started
-    # What the system refused, a permission or memory, it may grant the next time, to the same file.
-    may_pass = any(isinstance(e, MemoryError) or (isinstance(e, OSError) and e.errno) for e in errors.values())
+    # What the system refused, such as a permission, it may grant the next time, to the same file.
+    may_pass = any(isinstance(error, OSError) and error.errno for error in errors.values())
     if cache is not None and seconds > _CACHE_SECONDS and not may_pass:
         kept = f", kept in {cache}" if _write_cache(cache, key, decoded, outdated=what) else ""
         decoded = decoded._replace(source=f"; decoded in {seconds:.0f} s{kept}")

@@ -78,6 +78,7 @@ ELSEWHERE = {
     "resume": "tests/e2e/test_resume.py",
     "num_workers": "tests/unit/test_data_loader.py",
     "strict": "tests/faults/test_images.py",
+    "keep_checkpoints": "tests/faults/test_checkpoints.py",
     "device": "tests/unit/test_utils.py",
     "amp": "test_amp",
     "compile": "tests/unit/test_trainer.py",

@@ -72,10 +72,11 @@ class Operations:
     Args:
         end_at, moment: end the process "in" the operation of this number, or right "after" it; or have it and those
             after it fail, "full", as long as they write.
+        syncs: False to take no notice of fsync.
     """
 
-    def __init__(self, root: Path, end_at: int | None = None, moment: str = "in"):
-        self.root, self.end_at, self.moment = root, end_at, moment
+    def __init__(self, root: Path, end_at: int | None = None, moment: str = "in", syncs: bool = True):
+        self.root, self.end_at, self.moment, self.syncs = root, end_at, moment, syncs
         self.log: list[Durable] = []
         self._names = {path: i for i, path in enumerate(sorted(root.rglob("*"))) if path.is_file()}
         self._safe_names = dict(self._names)
@@ -123,6 +124,8 @@ class Operations:
             return self._real["fsync"](descriptor)
 
         def work() -> None:
+            if not self.syncs:
+                return
             if stat.S_ISDIR(os.fstat(descriptor).st_mode):
                 elsewhere = {name: number for name, number in self._safe_names.items() if name.parent != path}
                 self._safe_names = {**elsewhere, **{n: i for n, i in self._names.items() if n.parent == path}}
@@ -186,10 +189,14 @@ def after_power_loss(disk: Durable, root: Path, target: Path, names_survive: boo
 # A training
 
 
-def operations_of(training: Training, folder: Path) -> list[Durable]:
-    """Return what a resumed training does with files, one by one."""
+def operations_of(training: Training, folder: Path, syncs: bool = True) -> list[Durable]:
+    """Return what a resumed training does with files, one by one.
+
+    Args:
+        syncs: False for the control: what if it had never waited for the disk?
+    """
     run = shutil.copytree(training.begun, folder / "recorded")
-    with Operations(run) as operations:
+    with Operations(run, syncs=syncs) as operations:
         assert training.go_on(run) == 0
     assert training.is_same(run)
     shutil.rmtree(run)
@@ -241,57 +248,35 @@ def fill_disk(training: Training, folder: Path, number: int) -> bool:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The controls: one file, written as most code does
+# The control: one file, written over the one before, as most code does
 
 
-def save_in_place(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint over the one before."""
-    with open(path, "wb") as file:
-        torch.save(content, file)
-
-
-def save_unsynced(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint beside the one before, and rename it, but don't wait for the disk."""
-    with open(path.with_suffix(".tmp"), "wb") as file:
-        torch.save(content, file)
-    os.replace(path.with_suffix(".tmp"), path)
-
-
-def _content(step: int) -> dict[str, Any]:
-    return {"step": step, **{f"layer{i}": torch.full((100, 10), float(step)) for i in range(6)}}
-
-
-def _survives(path: Path) -> bool:
-    """Whether a file holds the old or the new state."""
-    try:
-        return torch.load(path, weights_only=True)["step"] in (1, 2)
-    except Exception:  # torch.load has no one exception for a torn file
-        return False
-
-
-def naive_points(folder: Path, trouble: str, every: int = 1) -> Iterator[bool]:
-    """Put naive savers into trouble at every operation, or at one of `every`; yield whether a state survives.
+def naive_points(folder: Path, moment: str, every: int = 1) -> Iterator[bool]:
+    """Put a plain torch.save into trouble at every operation, or at one of `every`; yield whether a state survives.
 
     Args:
-        trouble: "crash" or "full" disk, for the saver in place; loss of "power", for the one that doesn't sync.
+        moment: of Operations.
     """
-    path = folder / f"naive-{trouble}" / "checkpoint.pt"
+    path = folder / f"naive-{moment}" / "checkpoint.pt"
     path.parent.mkdir()
-    save = save_unsynced if trouble == "power" else save_in_place
-    save(path, _content(1))
+
+    def save(step: int) -> int:
+        content = {"step": step, **{f"layer{i}": torch.full((100, 10), float(step)) for i in range(6)}}
+        with open(path, "wb") as file:
+            torch.save(content, file)
+        return 0
+
     with Operations(path.parent) as operations:
-        save(path, _content(2))
+        save(1)
     for number in range(0, len(operations.log), every):
-        if trouble == "power":
-            after_power_loss(operations.log[number], path.parent, folder / f"powerless-{number}", names_survive=True)
-            yield _survives(folder / f"powerless-{number}" / path.name)
-            continue
-        save(path, _content(1))
+        save(1)
 
         def work(number: int = number) -> int:
-            with Operations(path.parent, number, "full" if trouble == "full" else "in"):
-                save(path, _content(2))
-            return 0
+            with Operations(path.parent, number, moment):
+                return save(2)
 
         in_a_fork(work)
-        yield _survives(path)
+        try:
+            yield torch.load(path, weights_only=True)["step"] in (1, 2)
+        except Exception:  # torch.load has no one exception for a torn file
+            yield False

@@ -13,12 +13,12 @@ SCRIPTS = ["vanilla_gan.py", "cycle_gan.py"]
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_any_command_line_runs_or_ends_with_one_line(script, tmp_path):
     told = []
-    tried, held = outcomes(tmp_path, script, 60, seed=5, say=told.append)
-    assert tried >= 50 and held == tried, "\n".join(told)
+    tried, held = outcomes(tmp_path, script, 30, seed=5, say=told.append)
+    assert tried >= 25 and held == tried, "\n".join(told)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_naive_script_does_not(script, tmp_path):
     """The control: without the checks of options.py the same command lines end in tracebacks, or run with nonsense."""
-    tried, held = control_outcomes(tmp_path, script, 60, seed=5)
-    assert tried - held >= 5
+    tried, held = control_outcomes(tmp_path, script, 30, seed=5)
+    assert tried - held >= 2

@@ -58,7 +58,7 @@ def test_one_process_dies(start, tmp_path):
 
 def test_torchrun_starts_anew(start, tmp_path):
     """By itself, in the same folder, also of a run without a name. That of another launch is let alone."""
-    earlier = tmp_path / "vanilla_gan-photos-basic-dc-lsgan-001"
+    earlier = tmp_path / "vanilla_gan-photos-basic-lsgan-001"
     earlier.mkdir()
     (earlier / "environment.json").write_text('[{"launch": "another"}]')
     process = start("--train_iters=200", name=None, launcher="--max-restarts=1")

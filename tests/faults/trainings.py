@@ -27,17 +27,17 @@ def in_a_fork(work: Callable[[], int], errors: str | Path = os.devnull) -> int:
     """Do the work in a copy of this process; return its exit code. What it says on stderr goes to the file `errors`."""
     child = os.fork()
     if child == 0:
+        code = 70
         try:
-            with open(os.devnull, "w") as nothing, open(errors, "w") as file:
-                os.dup2(nothing.fileno(), 1)
-                os.dup2(file.fileno(), 2)
-                sys.stderr = file  # that of a test is not the process's
-                code = work()
-                file.flush()
-                os._exit(code)
+            sys.stderr = open(errors, "w")  # that of a test is not the process's
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(sys.stderr.fileno(), 2)
+            code = work()
         except BaseException:
             traceback.print_exc()
-            os._exit(70)
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -174,7 +174,7 @@ MOMENTS = {
 
 @contextlib.contextmanager
 def signals_in(moment: str, script: str, *numbers: int) -> Iterator[None]:
-    """Have signals arrive in the middle of something, at its second time."""
+    """Have signals arrive in the middle of something, at its first time."""
     target = MOMENTS[moment].format(script=script.removesuffix(".py"))
     owner, name = mock._get_target(target)
     real, calls = getattr(owner(), name), []
@@ -183,7 +183,7 @@ def signals_in(moment: str, script: str, *numbers: int) -> Iterator[None]:
         if moment != "a file" or "checkpoint" in str(arguments[1]):
             calls.append(1)
         result = real(*arguments, **named)
-        for number in numbers if len(calls) == 2 else ():
+        for number in numbers if len(calls) == 1 else ():
             signal.raise_signal(number)
         return result
 
@@ -322,9 +322,12 @@ def two_in_one_folder(training: Training, folder: Path, killed: bool, locked: bo
     with contextlib.nullcontext() if locked else mock.patch.object(runs, "fcntl", None):
         first = os.fork()
         if first == 0:
-            with mock.patch(f"{module}.train_step", wait), open(os.devnull, "w") as nothing:
-                os.dup2(nothing.fileno(), 1)
-                os._exit(training.go_on(run))
+            try:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                with mock.patch(f"{module}.train_step", wait):
+                    os._exit(training.go_on(run))
+            finally:
+                os._exit(70)
         while not (run / "at-work").exists():
             time.sleep(0.01)
         if killed:

@@ -238,10 +238,10 @@ def test_too_little_memory_is_no_fault_of_the_images(photos, monkeypatch):
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         batches(list_images(photos), batch_size=10**10)
 
-    def decode(path, size):
+    def read(path, size):
         raise MemoryError
 
-    monkeypatch.setattr(decoding, "decode", decode)
+    monkeypatch.setattr(decoding, "read", read)
     with pytest.raises(MemoryError):
         batches(list_images(photos))
 
