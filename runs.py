@@ -25,6 +25,7 @@ import csv
 import dataclasses
 import datetime
 import gc
+import glob
 import hashlib
 import io
 import itertools
@@ -258,10 +259,13 @@ class Run:
     @staticmethod
     def _find_begun(request: Any) -> str | None:
         """Return the run folder that this launch of torchrun began with the same request, before it started anew."""
-        for path in Path(request.checkpoint_dir).glob("*/environment.json"):
-            if request.name in (None, path.parent.name) and _read_starts(path.parent)[-1].get("launch") == launch():
-                return str(path.parent)
-        return None
+        begun = {}
+        for folder in Path(request.checkpoint_dir).glob(glob.escape(request.name) if request.name else "*"):
+            with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # no run, or of another program
+                newest = _read_starts(folder)[-1]
+                if newest["launch"] == launch():
+                    begun[newest["started"]] = str(folder)
+        return begun[max(begun)] if begun else None  # the name of a launch may have been given before
 
     def start(self, options: Any, device: torch.device) -> None:
         """Record options and environment of this start, and open the logs. Call it once, before training.
@@ -402,9 +406,7 @@ class Run:
         values = [f"{value:.6g}" if key != "step" else str(step) for key, value in row.items()]
         append(path, header + ",".join(values) + "\n")
         self.rows.append(row)
-        self._board(
-            "add_scalar", {f"losses/{key}" if key in losses else key: row[key] for key in row if key != "step"}, step
-        )
+        self._board("add_scalar", {**{f"losses/{name}": value for name, value in losses.items()}, "lr": lr}, step)
 
     def _board(self, method: str, values: dict[str, Any], step: int) -> None:
         """Give values to TensorBoard, by a method of SummaryWriter."""
@@ -666,15 +668,19 @@ def _to_png(picture: Tensor) -> bytes:
 _DIGEST = 64  # characters of a SHA-256
 
 
-def seal(content: dict[str, Any]) -> bytes:
+def seal(content: dict[str, Any]) -> memoryview:
     """Return a checkpoint file: what torch.save makes, with the SHA-256 of it as the comment of the zip archive.
 
     torch.load doesn't notice a byte that has changed, and the archive's own checksums don't cover all bytes.
     """
     file = io.BytesIO()
     torch.save(content, file)
-    data = file.getvalue()[:-2] + _DIGEST.to_bytes(2, "little")  # the length of the comment ends the archive
-    return data + hashlib.sha256(data).hexdigest().encode()
+    with file.getbuffer() as data:
+        data[-2:] = _DIGEST.to_bytes(2, "little")  # the length of the comment ends the archive
+        digest = hashlib.sha256(data).hexdigest().encode()
+    file.seek(0, io.SEEK_END)
+    file.write(digest)
+    return file.getbuffer()
 
 
 def _is_sealed(data: bytes) -> bool:

@@ -207,7 +207,7 @@ class State:
             saved[f"the moments of optimizer {name}"] = {(i, key): of[key] for i, of in states for key in of}
         for name, content in saved.items():
             tensors = [value for value in content.values() if isinstance(value, Tensor) and value.is_floating_point()]
-            if tensors and not torch.stack([tensor.isfinite().all() for tensor in tensors]).all().item():
+            if tensors and not torch.stack([tensor.isfinite().all().to(self.device) for tensor in tensors]).all():
                 raise NonFiniteError(
                     f"{name} are no longer finite at iteration {self.step}; no checkpoint was written of them. Start "
                     "a new run with a lower --lr or --amp off", self.step,

@@ -164,7 +164,7 @@ def newest(folder: Path) -> Figures:
         whole = chance.sample(steps, 3)
         for step in steps:
             path = run / f"checkpoint-{step}.pt"
-            content = seal({"format": 2, "script": "vanilla_gan.py", "step": step})
+            content = bytes(seal({"format": 2, "script": "vanilla_gan.py", "step": step}))
             path.write_bytes(content if step in whole else damage(content, chance))
             os.utime(path, (chance.choice((946684800, 4070908800)) + chance.random() * 1e6,) * 2)
         paths = [run / f"checkpoint-{step}.pt" for step in whole]
