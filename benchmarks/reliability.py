@@ -208,10 +208,10 @@ def long_runs(folder: Path) -> Figures:
 
 
 def processes(folder: Path) -> Figures:
-    """Kill one of two processes: all end within a minute, and one process goes on, or torchrun starts both anew."""
+    """Lose one of two processes: all end within a minute, and one goes on, or torchrun starts both anew."""
     from tests.faults.launches import lose_one
 
-    cases = enumerate(itertools.product((0, 1), (False, True)))
+    cases = enumerate(itertools.product((0, 1, None), (False, True)))
     held = [lose_one(folder / f"{number}", rank, restart) for number, (rank, restart) in cases]
     return count(held, [lose_one(folder / "naive", 1, restart=True, finds=False)])
 
@@ -230,7 +230,7 @@ PROMISES: dict[str, tuple[str, str, Callable[[Path], Figures]]] = {
     "damage": ("every damage to a checkpoint is noticed", "torch.load(weights_only=True)", damage),
     "newest": ("the newest checkpoint is the highest step that is whole", "the newest date, the last name", newest),
     "locks": ("of two trainings in one folder the second is refused, unless the first is dead", "no lock", locks),
-    "processes": ("one process of two is killed: all end, and the run goes on, if asked for by itself",
+    "processes": ("one process of two is killed or fails: all end, and the run goes on, if asked for by itself",
                   "torchrun starts the same command anew, and nothing finds the run", processes),
     "command lines": ("any command line runs, or ends with one line and leaves nothing", "no checks", command_lines),
     "long runs": ("memory and open files stay", "every batch and a file for every row are kept", long_runs),

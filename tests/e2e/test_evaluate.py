@@ -16,7 +16,7 @@ import runs
 import vanilla_gan
 from data.toy_cats import ensure_toy_cats
 from tests.conftest import ROOT as PROJECT
-from tests.conftest import assert_same, command, make_domains, make_photo, resume, train
+from tests.conftest import Canary, assert_same, command, make_domains, make_photo, resume, train
 from utils import run_main
 
 
@@ -321,16 +321,6 @@ def test_inception_weights_are_downloaded_once_and_checked(tmp_path, monkeypatch
             assert found.read_bytes() == content and found.parent == tmp_path / "hub/checkpoints"
             source.unlink()
             assert evaluate.find_inception_weights(None) == found, "the second time it is there"
-
-
-class Canary:
-    """A pickle that writes a file when it is loaded."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return (Path.touch, (self.path,))
 
 
 MISTAKES = {

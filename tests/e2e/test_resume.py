@@ -85,6 +85,19 @@ def test_stopped_by_a_signal(script, case, images_of, tmp_path, monkeypatch):
     assert_same_runs(FinishedRun(tmp_path / "whole"), FinishedRun(tmp_path / "parts"))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("script", MODULES)
+def test_exact_on_cuda(script, images_of, tmp_path):
+    """With --deterministic; as a CUDA graph in the first part and in the second."""
+    flags = [f"--data={images_of[script]}", f"--checkpoint_dir={tmp_path}", "--device=cuda", "--deterministic"]
+    flags += ["--use_diffaug", "--data_aug=deluxe", *CADENCE]
+    assert train(*flags, "--name=whole", "--train_iters=40", script=script) == 0
+    assert train(*flags, "--name=parts", "--train_iters=20", script=script) == 0
+    assert resume(f"--resume={tmp_path / 'parts'}", "--train_iters=40", script=script) == 0
+    assert_same_runs(FinishedRun(tmp_path / "whole"), FinishedRun(tmp_path / "parts"))
+
+
 def test_lengthened(photos, tmp_path):
     """A run that ended goes on with a larger --train_iters, named by --name or by its folder."""
     flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", *CADENCE]

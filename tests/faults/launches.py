@@ -1,4 +1,4 @@
-"""Two processes under torchrun, of which one is killed."""
+"""Two processes under torchrun, of which one is killed, or fails."""
 
 import os
 import signal
@@ -12,16 +12,29 @@ from tests.faults.trainings import in_a_fork, make_images, resume
 
 ITERATIONS = 200
 
-# For the control: the script, but when torchrun starts anew nothing finds the run that was begun.
-NAIVE = """
+# The script, with a change.
+PROGRAM = """
 import sys
 sys.path.insert(0, {root!r})
-import runs, options, vanilla_gan
+import runs, options, utils, vanilla_gan
 from utils import run_main
 
-runs.Run._find_begun = staticmethod(lambda request: None)
+{change}
 request = options.parse_command_line(options.VanillaOptions, sys.argv[1:], vanilla_gan.SCRIPT, "")
 sys.exit(run_main(lambda: vanilla_gan.main(request), vanilla_gan.SCRIPT))
+"""
+# For the control: when torchrun starts anew nothing finds the run that was begun.
+FORGETS = "runs.Run._find_begun = staticmethod(lambda request: None)"
+# The second process fails at its eighth step, at its first start.
+FAILS = """
+take = vanilla_gan.train_step
+
+def train_step(state, *arguments):
+    if state.step == 7 and utils.rank() == 1 and utils.restarts() == 0:
+        raise RuntimeError("something of the second process")
+    return take(state, *arguments)
+
+vanilla_gan.train_step = train_step
 """
 
 
@@ -31,19 +44,18 @@ def workers(process: subprocess.Popen) -> list[int]:
     return sorted(map(int, listed.stdout.split()))
 
 
-def lose_one(folder: Path, rank: int, restart: bool, finds: bool = True) -> bool:
-    """Kill one of two processes once there is a checkpoint; return whether all end, and the run goes on to its end.
+def lose_one(folder: Path, rank: int | None, restart: bool, finds: bool = True) -> bool:
+    """Lose one of two processes once there is a checkpoint; return whether all end, and the run goes on to its end.
 
     Args:
-        rank: the one to kill.
+        rank: the one to kill; None to have the second fail.
         restart: have torchrun start both anew, in place of going on with one process.
         finds: False for the control.
     """
     folder.mkdir()
-    script = ROOT / "vanilla_gan.py"
-    if not finds:
-        script = folder / "vanilla_gan.py"
-        script.write_text(NAIVE.format(root=str(ROOT)))
+    script = folder / "vanilla_gan.py"
+    change = (FAILS if rank is None else "") + ("" if finds else FORGETS)
+    script.write_text(PROGRAM.format(root=str(ROOT), change=change))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", f"--max-restarts={int(restart)}"]
     flags = [*TINY["vanilla_gan.py"], f"--data={make_images(folder, 'vanilla_gan.py')}", f"--checkpoint_dir={folder}"]
     flags += ["--name=run", f"--train_iters={ITERATIONS}", "--log_step=1", "--checkpoint_every=5"]
@@ -55,7 +67,8 @@ def lose_one(folder: Path, rank: int, restart: bool, finds: bool = True) -> bool
         while not list(folder.glob("run/checkpoint-*.pt")):
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.05)
-        os.kill(workers(process)[rank], signal.SIGKILL)
+        if rank is not None:
+            os.kill(workers(process)[rank], signal.SIGKILL)
         _, error = process.communicate(timeout=60 + 60 * restart)
     except subprocess.TimeoutExpired:
         return False

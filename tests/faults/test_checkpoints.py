@@ -9,9 +9,11 @@ import torch
 
 import runs
 import vanilla_gan
+from generate import load_trained
 from runs import read_checkpoint
-from tests.conftest import MODULES, FinishedRun, assert_same, resume, train
+from tests.conftest import MODULES, Canary, FinishedRun, assert_same, resume, train
 from tests.faults import damages
+from utils import UserError
 
 
 @pytest.fixture
@@ -150,6 +152,23 @@ def test_a_checkpoint_that_does_not_fit(edit, words, flags, tmp_path, capsys):
     assert err.count("\n") == 1 and not [word for word in words if word not in err], err
     after = {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()}
     assert after == before
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(flags, tmp_path, capsys):
+    """By resumption, by evaluation and by generation, which go by one reader; torch.load as it once was runs it."""
+    assert train(*flags, "--name=run", "--train_iters=2") == 0
+    path = tmp_path / "run" / "checkpoint-000002.pt"
+    content = torch.load(path, weights_only=True)
+    path.write_bytes(runs.seal({**content, "hostile": Canary(tmp_path / "canary")}))
+    capsys.readouterr()
+    assert resume(f"--resume={tmp_path / 'run'}", "--train_iters=4") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    for where in (path, tmp_path / "run"):
+        with pytest.raises(UserError):
+            load_trained(where)
+    assert not (tmp_path / "canary").exists()
+    torch.load(path, weights_only=False)
+    assert (tmp_path / "canary").exists(), "the control"
 
 
 def test_only_the_newest_are_kept(flags, tmp_path):
