@@ -656,7 +656,11 @@ def read_run(request: argparse.Namespace, device: torch.device) -> "tuple[Traine
         # Decoded images are kept beside the run, wherever it was when it trained.
         home = where if where.is_dir() else where.parent
         home = home.resolve().parent if is_run(home) else home
-        return trained, load_real(dataclasses.replace(trained.options, checkpoint_dir=str(home)), is_translator)
+        try:
+            return trained, load_real(dataclasses.replace(trained.options, checkpoint_dir=str(home)), is_translator)
+        except UserError as error:
+            others = "" if is_translator else ", or name other images as REFERENCE"
+            raise UserError(f"the images that {where} trained on: {error}{others}") from None
     if is_translator:
         raise UserError(f"REFERENCE: {request.reference} can't stand for both domains of a CycleGAN; leave it out")
     images = read_folder(request.reference, trained.options.image_size)

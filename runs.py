@@ -56,6 +56,7 @@ from utils import (
     UserError,
     append,
     count_processes,
+    is_launch,
     launch,
     make_folder,
     name_trouble,
@@ -106,6 +107,8 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
         "processes": count_processes(),
+        "process": os.getpid(),
+        "host": platform.node(),
         "launch": launch(),
         "git_commit": commit,
     }
@@ -113,6 +116,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 # What a run that goes on must share with the one that began, to equal one that never stopped to the last bit.
 _EXACT = ("torch", "device", "cpu", "threads", "processes")
+_WHERE = {"name", "checkpoint_dir", "resume"}  # options that say where a run is
 
 
 class Run:
@@ -133,6 +137,7 @@ class Run:
         self.rows: list[dict[str, float]] = []
         self.metrics: list[dict[str, str]] = []
         self._lock = None
+        self._whole: set[Path] = set()  # checkpoints that are known to be whole
         self._made: list[Path] = []  # folders that were not there before the run, those inside others first
         self._writer = None
         self._next_plot = time.monotonic() + _PLOT_SECONDS
@@ -157,6 +162,7 @@ class Run:
             return Onlooker(Path(tell_all(None)), options, script)
         parent = Path(options.checkpoint_dir)
         stem = "-".join([script.removesuffix(".py"), *options.name_parts()])
+        stem = re.sub(r"[^\w.,=+ -]", "_", stem)[:60]  # a folder of images may have any name
         cls._refuse_taken_name(options)
         made = _missing(parent)
         try:
@@ -223,7 +229,7 @@ class Run:
             UserError: a name that is taken, no such run, the run of another script, or a flag that may not differ.
         """
         if request.resume is None and restarts():
-            request = dataclasses.replace(request, resume=cls._find_begun(request))
+            request = dataclasses.replace(request, resume=cls._find_begun(request, script))
         if request.resume is None:
             cls._refuse_taken_name(request)
             return None, request.with_absolute_folders()
@@ -257,13 +263,14 @@ class Run:
         return run, options
 
     @staticmethod
-    def _find_begun(request: Any) -> str | None:
-        """Return the run folder that this launch of torchrun began with the same request, before it started anew."""
-        begun = {}
+    def _find_begun(request: Any, script: str) -> str | None:
+        """Return the run folder that this launch of torchrun began with the same options, before it started anew."""
+        asked, begun = request.with_absolute_folders().to_dict(), {}
         for folder in Path(request.checkpoint_dir).glob(glob.escape(request.name) if request.name else "*"):
-            with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # no run, or of another program
-                newest = _read_starts(folder)[-1]
-                if newest["launch"] == launch():
+            with contextlib.suppress(UserError, OSError, LookupError, TypeError, AttributeError):  # no run of ours
+                newest, saved = _read_starts(folder)[-1], _read_json(folder / "options.json")
+                same = all(saved["options"][key] == asked[key] for key in asked.keys() - _WHERE)
+                if same and saved["script"] == script and is_launch(newest["launch"]):
                     begun[newest["started"]] = str(folder)
         return begun[max(begun)] if begun else None  # the name of a launch may have been given before
 
@@ -272,9 +279,6 @@ class Run:
 
         Says what is no longer as it was, so that a run that goes on may differ from one that never stopped.
         """
-        for path in [*self.folder.glob(".*.tmp"), *self.samples.glob(".*.tmp")]:  # of a process that was killed
-            if not path.name.startswith((".evaluation", ".nearest")):  # evaluate.py may be at work here
-                path.unlink(missing_ok=True)
         make_folder(self.samples)
         self.save_options(options)
         starts, now = _read_starts(self.folder), describe_environment(device)
@@ -297,27 +301,19 @@ class Run:
 
     def __enter__(self) -> "Run":
         """Take the lock of the run, which lasts as long as this process. Raises UserError if another one has it."""
-        path = self.folder / ".lock"
-        while fcntl is not None and self._lock is None:
-            lock = open(path, "a+", encoding="utf-8")
+        if fcntl is None:
+            return self
+        with contextlib.suppress(OSError):  # a file system without locks, or to read only
+            self._lock = open(self.folder / "log.txt", "a", encoding="utf-8")  # the one file that is never replaced
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                lock.seek(0)
-                holder = lock.read() or "another process"
+                newest = (_read_starts(self.folder) or [{}])[-1]
+                holder = f"process {newest.get('process', '?')} on {newest.get('host', '?')}"
                 raise UserError(f"--resume: {self.folder} is in use by {holder}; wait for it, or stop it") from None
-            except OSError:  # a file system without locks
-                pass
-            if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):  # not that of one who ended
-                self._lock = lock
-                holder = f"process {os.getpid()} on {platform.node()} since {datetime.datetime.now():%F %T}"
-                try:
-                    lock.truncate(0)
-                    lock.write(holder)
-                    lock.flush()
-                except OSError as error:
-                    self.__exit__(type(error), error, None)
-                    raise name_trouble(path, error, len(holder)) from None
+            for path in [*self.folder.glob(".*.tmp"), *self.samples.glob(".*.tmp")]:  # of a process that was killed
+                if not path.name.startswith((".evaluation", ".nearest")):  # evaluate.py may be at work here
+                    path.unlink(missing_ok=True)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
@@ -332,7 +328,6 @@ class Run:
                 raise
         finally:
             if self._lock is not None:
-                (self.folder / ".lock").unlink(missing_ok=True)
                 self._lock.close()
 
     def discard(self) -> None:
@@ -374,8 +369,12 @@ class Run:
         }
         if not path.exists():
             return write_json(path, content)
-        recorded = json.loads(path.read_text(encoding="utf-8"))
-        for domain, before in ({"images": recorded} if "train" in recorded else recorded).items():  # an early format
+        recorded = _read_json(path)
+        if isinstance(recorded, dict) and "train" in recorded:
+            recorded = {"images": recorded}  # an early format
+        if not isinstance(recorded, dict) or recorded.keys() != content.keys():
+            raise UserError(f"{path} doesn't list the images of {', '.join(content)}; put it back, or start a new run")
+        for domain, before in recorded.items():
             now = content[domain]
             old, new = before["train"], now["train"]
             added, gone = len(new.keys() - old.keys()), len(old.keys() - new.keys())
@@ -391,7 +390,8 @@ class Run:
 
     def say(self, text: str) -> None:
         """Print a line, above the progress bar if there is one, and keep it in log.txt."""
-        tqdm.write(text)
+        with contextlib.suppress(OSError):  # a terminal that was closed, or a pipe, must not end a training
+            tqdm.write(text)
         self.log(text)
 
     def log(self, text: str) -> None:
@@ -405,7 +405,7 @@ class Run:
         header = "" if path.exists() else ",".join(row) + "\n"
         values = [f"{value:.6g}" if key != "step" else str(step) for key, value in row.items()]
         append(path, header + ",".join(values) + "\n")
-        self.rows.append(row)
+        self.rows.append(dict(zip(row, map(float, values), strict=True)))  # as a run that goes on reads them
         self._board("add_scalar", {**{f"losses/{name}": value for name, value in losses.items()}, "lr": lr}, step)
 
     def _board(self, method: str, values: dict[str, Any], step: int) -> None:
@@ -435,7 +435,7 @@ class Run:
         path = self.folder / "metrics.csv"
         kept = [row for row in read_metrics(self.folder) if row["source"] != "training" or int(row["step"]) <= step]
         self.metrics = kept
-        if path.exists():
+        if path.exists() and check_metrics(self.folder) != ",".join(METRICS) + "\n" + _as_csv(kept):
             write_bytes(path, (",".join(METRICS) + "\n" + _as_csv(kept)).encode())
 
     def has_losses(self) -> bool:
@@ -454,6 +454,12 @@ class Run:
         text = "".join(",".join(row) + "\n" for row in [header, *kept])
         write_bytes(path, text.encode())
         self.rows = [{key: float(value) for key, value in zip(header, row, strict=True)} for row in kept]
+
+    def _last_row(self) -> int:
+        """Return the iteration of the last row of losses.csv; 0 if there is none."""
+        path = self.folder / "losses.csv"
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+        return max((int(line.split(",")[0]) for line in lines if line.split(",")[0].isdecimal()), default=0)
 
     def plot_losses(self, panels: dict[str, list[str]], now: bool = False) -> None:
         """Draw losses.png, now or, if the last drawing was not long ago, not at all.
@@ -499,14 +505,27 @@ class Run:
                 sync(self.folder / log)
         path = self.folder / (name or f"checkpoint-{step:06d}.pt")
         write_bytes(path, seal({"format": FORMAT, "script": self.script, "step": step, **content}))
+        self._whole.add(path)
         return path
 
     def prune_checkpoints(self, keep: int) -> None:
-        """Delete all but the newest `keep` checkpoints, if those are whole."""
-        checkpoints = [path for _, path in list_checkpoints(self.folder)]
-        if checkpoints[keep:] and all(_is_sealed(path.read_bytes()) for path in checkpoints[:keep]):
-            for path in checkpoints[keep:]:
-                path.unlink()
+        """Delete all checkpoints that are older than the newest `keep` whole ones."""
+        checkpoints = list_checkpoints(self.folder)
+        whole = 0
+        for step, path in checkpoints if checkpoints[keep:] else ():
+            if whole == keep:
+                path.unlink(missing_ok=True)
+            elif path in self._whole or self._is_whole(path, step):
+                whole += 1
+
+    def _is_whole(self, path: Path, step: int) -> bool:
+        """Whether a checkpoint can be read."""
+        try:
+            _read_file(path, step)
+        except Exception:  # torch.load has no one exception for a broken file
+            return False
+        self._whole.add(path)
+        return True
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """Return the newest complete checkpoint, on the CPU, and cut losses.csv back to its step.
@@ -517,6 +536,11 @@ class Run:
             UserError: none is complete, or the newest is of a newer program.
         """
         if not list_checkpoints(self.folder):
+            if (self.folder / BEST).exists() and self._last_row() > _read_file(self.folder / BEST)["step"]:
+                raise UserError(
+                    f"--resume: the checkpoints of {self.folder} are gone, all but {BEST}; put them back, or start a "
+                    "new run"
+                )
             self._cut_metrics(0)
             return self._cut_losses(0)
         content = read_checkpoint(self.folder, warn=self.say)
@@ -539,10 +563,21 @@ class Onlooker(Run):
         return self
 
 
+def _read_json(path: Path) -> Any:
+    """Return the content of a JSON file of a run. Raises UserError if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); put it back, or start a new run") from None
+
+
 def _read_starts(folder: Path) -> list[dict[str, Any]]:
     """Return the starts of a run that environment.json lists; none if there is no such file."""
     path = folder / "environment.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    starts = _read_json(path) if path.exists() else []
+    if not (isinstance(starts, list) and all(isinstance(start, dict) for start in starts)):
+        raise UserError(f"{path} is no list of starts; put it back, or start a new run")
+    return starts
 
 
 def _missing(folder: Path) -> list[Path]:
@@ -647,8 +682,11 @@ def save_evaluation(
     for number in itertools.count(1):  # the same evaluation again replaces itself, another one takes another name
         stem = f"{step:06d}-{features}" + (f"-{number}" if number > 1 else "")
         written = [folder / f"evaluation-{stem}.json"]
-        if not written[0].exists() or json.loads(written[0].read_text(encoding="utf-8")) == content:
+        if not written[0].exists():
             break
+        with contextlib.suppress(UserError):  # a damaged one is another one
+            if _read_json(written[0]) == content:
+                break
     table = append_metrics(folder, rows)  # first, as it may be refused
     write_json(written[0], content)
     for task, picture in pictures.items():
@@ -745,6 +783,14 @@ def few(lines: list[str]) -> str:
     return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
 
 
+def _raise_what_is_no_damage(path: Path, error: Exception) -> None:
+    """Raise an error again that says nothing about the file: a newer program's, too little memory, a failing disk."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise UserError(f"{path} can't be read now ({error.strerror}); mend that, and try again") from None
+    if isinstance(error, UserError | MemoryError) or "can't allocate memory" in str(error):
+        raise error
+
+
 def _in_one_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
@@ -765,9 +811,8 @@ def read_checkpoint(where: Path, warn: Callable[[str], None], which: str = "newe
         for step, path in list_checkpoints(where):
             try:
                 return _read_file(path, step)
-            except UserError:
-                raise
             except Exception as error:  # torch.load has no one exception for a broken file
+                _raise_what_is_no_damage(path, error)
                 warn(f"Warning: {path} is not readable ({_in_one_line(error)}); trying the one before")
         raise UserError(f"{where} holds no complete checkpoint; take another run, or start a new one")
     path = where
@@ -783,9 +828,8 @@ def read_checkpoint(where: Path, warn: Callable[[str], None], which: str = "newe
         raise UserError(f"{path}: there is no such checkpoint; {remedy}")
     try:
         return _read_file(path)
-    except UserError:
-        raise
     except Exception as error:
+        _raise_what_is_no_damage(path, error)
         raise UserError(f"{path} is no checkpoint that can be read ({_in_one_line(error)}); give another") from None
 
 

@@ -97,7 +97,7 @@ class State:
         """Become the state that `to_checkpoint` described.
 
         Raises:
-            UserError: it is not of these networks and optimizers, or not finite. Nothing is changed then.
+            UserError: it is not of these networks and optimizers, or not finite.
         """
         differences = self._find_differences(checkpoint)
         if differences:
@@ -186,7 +186,9 @@ class State:
         means = {name: value / self.summed for name, value in zip(self.losses, sums.tolist(), strict=True)}
         if not all(map(math.isfinite, means.values())):
             values = [(name, mean, self.step) for name, mean in means.items()]
-            for step, losses in enumerate(reversed(self.recent)):  # the earliest of all comes to stand first
+            recent = torch.stack(self.recent) if self.recent else torch.empty(0)
+            average_over_processes([recent])  # the first trouble may be another process's
+            for step, losses in enumerate(reversed(recent)):  # the earliest of all comes to stand first
                 named = zip(self.losses, losses.tolist(), strict=True)
                 values = [(name, value, self.step - step) for name, value in named] + values
             name, value, step = next(entry for entry in values if not math.isfinite(entry[1]))
@@ -427,14 +429,15 @@ class StopSignals:
         self.received = number
 
     def __enter__(self) -> "StopSignals":
-        for number in (getattr(signal, name) for name in self.NAMES if hasattr(signal, name)):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+        for name in self.NAMES:
+            number = getattr(signal, name, None)
+            if number is not None and (name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN):
                 self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 class Progress:
@@ -451,7 +454,10 @@ class Progress:
 
     def advance(self) -> None:
         """Count one step."""
-        self.bar.update()
+        try:
+            self.bar.update()
+        except OSError:  # the terminal was closed
+            self.bar.disable = True
 
     def tell(self, step: int, losses: dict[str, float]) -> None:
         """Show the losses of a step."""

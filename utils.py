@@ -36,6 +36,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 PLAIN_SECONDS = 10.0  # without a terminal: time between two lines of progress
 _LESS_MEMORY = "lower --batch_size, --image_size, --cache_gb or the width of the networks"
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Control characters, line separators, what turns the direction of writing, and the halves of broken text.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -199,8 +200,16 @@ def launch() -> str | None:
     """Return a name for the torchrun that started this process, which stays when it starts all anew; else None."""
     if not dist.is_torchelastic_launched():
         return None
-    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # of one machine it may be "none" at every launch
-    return name if name != "none" else f"{platform.node()} {os.getppid()}"
+    agent = Path(f"/proc/{os.getppid()}")
+    since = f" since {agent.stat().st_mtime:.0f}" if agent.exists() else ""  # numbers of processes come again
+    return f"{os.environ.get('TORCHELASTIC_RUN_ID')}: {platform.node()} {os.getppid()}{since}"
+
+
+def is_launch(name: str | None) -> bool:
+    """Whether a process that recorded this name of its launch is of ours. On other machines the ID has to do."""
+    if os.environ.get("GROUP_RANK", "0") == "0":
+        return name == launch()
+    return name is not None and name.startswith(f"{os.environ.get('TORCHELASTIC_RUN_ID')}: ")
 
 
 def restarts() -> int:
@@ -244,7 +253,7 @@ def choose_device(name: str) -> torch.device:
     if not available[name]:
         raise UserError(f"--device: {name} is not available on this machine; use --device auto")
     if name == "cuda" and dist.is_torchelastic_launched():
-        if local_rank() >= torch.cuda.device_count():
+        if int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():  # as all of them find
             raise UserError(f"--nproc_per_node: more than the {torch.cuda.device_count()} GPUs here; use as many")
         torch.cuda.set_device(local_rank())
         return torch.device("cuda", local_rank())
@@ -297,11 +306,15 @@ def sync(path: Path) -> None:
     """
     if os.name != "posix" and path.is_dir():
         return
-    opened = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
+        opened = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in _NO_SYNC):  # some file systems have none for folders
+            raise
 
 
 def make_folder(folder: Path) -> None:

@@ -228,7 +228,7 @@ def _write_cache(folder: Path, key: str, decoded: Decoded, outdated: str) -> boo
     """Keep what was decoded in place of what has names that begin with `outdated`; return whether there was room."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.glob(f"{outdated}*"):
+        for path in [*folder.glob(f"{outdated}*"), *folder.glob(f".{outdated}*.tmp")]:  # the second: of a killed one
             path.unlink()
         write_whole(folder / f"{key}.npy", lambda file: np.save(file, decoded.images.numpy(), allow_pickle=False))
         skipped, cut = {path.name: text for path, text in decoded.skipped.items()}, [path.name for path in decoded.cut]

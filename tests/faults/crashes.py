@@ -205,7 +205,7 @@ def operations_of(training: Training, folder: Path, syncs: bool = True) -> list[
 
 def crash(training: Training, folder: Path, number: int, moment: str) -> bool:
     """End a resumed training at one operation; return whether it then goes on to what it would have become."""
-    run = shutil.copytree(training.begun, folder / f"crashed-{number}-{moment}")
+    run = shutil.copytree(training.begun, folder / f"{training.script}-crashed-{number}-{moment}")
 
     def work() -> int:
         with Operations(run, number, moment):
@@ -219,7 +219,7 @@ def crash(training: Training, folder: Path, number: int, moment: str) -> bool:
 
 def lose_power(training: Training, folder: Path, disk: Durable, names_survive: bool) -> bool:
     """Cut the power after one operation; return whether the run then goes on to what it would have become."""
-    run = folder / "powerless"
+    run = folder / f"{training.script}-powerless"
     after_power_loss(disk, folder / "recorded", run, names_survive)
     held = in_a_fork(lambda: training.go_on(run)) == 0 and training.is_same(run)
     shutil.rmtree(run)
@@ -228,7 +228,7 @@ def lose_power(training: Training, folder: Path, disk: Durable, names_survive: b
 
 def fill_disk(training: Training, folder: Path, number: int) -> bool:
     """Have the disk be full from one operation on; return whether that is said in one line, and nothing is lost."""
-    run, errors = shutil.copytree(training.begun, folder / f"full-{number}"), folder / "errors.txt"
+    run, errors = shutil.copytree(training.begun, folder / f"{training.script}-full-{number}"), folder / "errors.txt"
 
     def work() -> int:
         with Operations(run, number, "full"):

@@ -24,7 +24,7 @@ request = options.parse_command_line(options.VanillaOptions, sys.argv[1:], vanil
 sys.exit(run_main(lambda: vanilla_gan.main(request), vanilla_gan.SCRIPT))
 """
 # For the control: when torchrun starts anew nothing finds the run that was begun.
-FORGETS = "runs.Run._find_begun = staticmethod(lambda request: None)"
+FORGETS = "runs.Run._find_begun = staticmethod(lambda request, script: None)"
 # The second process fails at its eighth step, at its first start.
 FAILS = """
 take = vanilla_gan.train_step

@@ -178,11 +178,54 @@ def test_only_the_newest_are_kept(flags, tmp_path):
     assert run.steps("checkpoint-*.pt") == [6, 7]
     assert train(*flags, "--name=all", "--train_iters=7", "--checkpoint_every=1") == 0
     assert_same(run.checkpoint()["networks"], FinishedRun(tmp_path / "all").checkpoint()["networks"])
-    shutil.copy(tmp_path / "all" / "checkpoint-000005.pt", run.folder)
+    for step in (3, 4, 5):
+        shutil.copy(tmp_path / "all" / f"checkpoint-{step:06d}.pt", run.folder)
     damage_middle(run.folder / "checkpoint-000007.pt")
-    opened = runs.Run(run.folder, vanilla_gan.VanillaOptions(), "vanilla_gan.py")
-    opened.prune_checkpoints(2)
-    assert run.steps("checkpoint-*.pt") == [5, 6, 7]
+    shutil.copy(run.folder / "checkpoint-000003.pt", run.folder / "checkpoint-000099.pt")
+    runs.Run(run.folder, vanilla_gan.VanillaOptions(), "vanilla_gan.py").prune_checkpoints(2)
+    assert run.steps("checkpoint-*.pt") == [5, 6, 7, 99], "two that are whole, and what they say they are"
+
+
+def test_checkpoints_that_are_gone(flags, tmp_path, capsys):
+    """A run that had some doesn't start over: it would write over its best."""
+    assert train(*flags, "--name=run", "--train_iters=6", "--eval_every=2") == 0
+    best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
+    for path in (tmp_path / "run").glob("checkpoint-*"):
+        path.unlink()
+    with open(tmp_path / "run" / "losses.csv", "a") as file:
+        file.write(f"{best['step'] + 1},1,1,1,1,1\n")
+    assert resume(f"--resume={tmp_path / 'run'}", "--train_iters=8") == 2
+    assert "the checkpoints of" in capsys.readouterr().err
+    assert torch.load(tmp_path / "run" / "best.pt", weights_only=True)["step"] == best["step"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error")])
+def test_what_is_no_damage_is_not_taken_for_it(error, flags, tmp_path, monkeypatch, capsys):
+    """Going on from an older checkpoint would cut the logs of a good one."""
+    assert train(*flags, "--name=run", "--train_iters=4") == 0
+    rows = (tmp_path / "run" / "losses.csv").read_text()
+
+    def read_file(path, step=None):
+        raise error
+
+    monkeypatch.setattr(runs, "_read_file", read_file)
+    capsys.readouterr()
+    assert resume(f"--resume={tmp_path / 'run'}", "--train_iters=6") == 2
+    out, err = capsys.readouterr()
+    assert "not readable" not in out and err.count("\n") == 1
+    assert (tmp_path / "run" / "losses.csv").read_text() == rows
+
+
+@pytest.mark.parametrize("name", ["environment.json", "data.json", "options.json"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", "null"])
+def test_damaged_records(name, content, flags, tmp_path, capsys):
+    """One line, or the run goes on; never a traceback."""
+    assert train(*flags, "--name=run", "--train_iters=2") == 0
+    (tmp_path / "run" / name).write_text(content)
+    capsys.readouterr()
+    code = resume(f"--resume={tmp_path / 'run'}", "--train_iters=4")
+    err = capsys.readouterr().err
+    assert (code, name, content) == (0, "environment.json", "[]") or (code == 2 and err.count("\n") == 1), err
 
 
 def test_what_is_not_exact_is_said(flags, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Real signals to a real process: it finishes the iteration, saves, says how to go on, and the run continues."""
 
 import os
+import select
 import shlex
 import shutil
 import signal
@@ -10,9 +11,11 @@ import time
 
 import pytest
 
-from runs import read_checkpoint
+from runs import list_checkpoints, read_checkpoint
 from tests.conftest import ROOT, TINY, FinishedRun, train
 from tests.faults.trainings import MOMENTS, Training, signals_in, stop_by_signal
+
+fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
 
 
 def test_signal_saves_and_says_how_to_go_on(photos, tmp_path):
@@ -95,3 +98,34 @@ def test_nohup_is_respected(photos, tmp_path):
             assert train(f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--name=run", "--train_iters=4") == 0
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_closes(training, tmp_path):
+    """SIGHUP comes, and nothing can be shown any more: the run is saved all the same."""
+    run = shutil.copytree(training.begun, tmp_path / "run")
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "vanilla_gan.py", f"--resume={run}", "--train_iters=1000000"], stdin=theirs,
+        stdout=theirs, stderr=theirs, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    rows = lambda: (run / "losses.csv").read_text().count("\n")  # noqa: E731
+    deadline = time.monotonic() + 90
+    while rows() < 10 and time.monotonic() < deadline:
+        select.select([ours], [], [], 0.05)[0] and os.read(ours, 10000)
+    os.close(ours)
+    assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    [newest, *_] = list_checkpoints(run)
+    assert newest[0] == rows() - 1 > 5, "the last row is in the checkpoint"
+
+
+def test_a_pipe_that_closes(training, tmp_path, monkeypatch):
+    """`| head -1` must not end a training."""
+    run = shutil.copytree(training.begun, tmp_path / "run")
+
+    def write(text):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("runs.tqdm.write", write)
+    assert training.go_on(run) == 0 and training.is_same(run)

@@ -211,7 +211,9 @@ def stop_by_signal(training: Training, folder: Path, number: int, moment: str, p
     Args:
         prepared: False for the control.
     """
-    run = shutil.copytree(training.begun, folder / f"stopped-{number}-{moment.replace(' ', '-')}-{prepared}")
+    run = shutil.copytree(
+        training.begun, folder / f"{training.script}-stopped-{number}-{moment.replace(' ', '-')}-{prepared}"
+    )
 
     def work() -> int:
         with contextlib.nullcontext() if prepared else mock.patch("trainer.StopSignals", Unprepared):
@@ -267,7 +269,10 @@ def poison(training: Training, folder: Path, what: str, checked: bool = True) ->
     Args:
         checked: False for the control, which doesn't look at numbers.
     """
-    run, errors = shutil.copytree(training.begun, folder / f"poisoned-{what}-{checked}"), folder / "errors.txt"
+    run, errors = (
+        shutil.copytree(training.begun, folder / f"{training.script}-poisoned-{what}-{checked}"),
+        folder / "errors.txt",
+    )
     module = training.script.removesuffix(".py")
     real = MODULES[training.script].train_step
 
@@ -309,9 +314,12 @@ def two_in_one_folder(training: Training, folder: Path, killed: bool, locked: bo
     Args:
         locked: False for the control.
     """
-    run, errors = shutil.copytree(training.begun, folder / f"shared-{killed}-{locked}"), folder / "errors.txt"
+    run, errors = (
+        shutil.copytree(training.begun, folder / f"{training.script}-shared-{killed}-{locked}"),
+        folder / "errors.txt",
+    )
     module = training.script.removesuffix(".py")
-    real, gate = MODULES[training.script].train_step, folder / f"gate-{killed}-{locked}"
+    real, gate = MODULES[training.script].train_step, folder / f"{training.script}-gate-{killed}-{locked}"
 
     def wait(state: Any, *arguments: Any) -> Any:
         (run / "at-work").touch()
