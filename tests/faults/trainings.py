@@ -216,6 +216,7 @@ def stop_by_signal(training: Training, folder: Path, number: int, moment: str, p
     )
 
     def work() -> int:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and a training leaves it so
         with contextlib.nullcontext() if prepared else mock.patch("trainer.StopSignals", Unprepared):
             with signals_in(moment, training.script, number):
                 return training.go_on(run)
