@@ -717,7 +717,7 @@ def main(request: argparse.Namespace) -> int:
     # Generate.
     if trained is not None:
         size = trained.options.image_size
-        print(f"{request.run} at iteration {trained.step}, {size}x{size}")
+        print(printable(f"{request.run} at iteration {trained.step}, {size}x{size}"))
         cases = make_cases(trained.generators, real, trained.options, device, request.seed, request.num_images)
     if not features.is_inception:
         print(f"Distances in the features {features.name}: they are no FID and can't be compared with one")
@@ -732,7 +732,7 @@ def main(request: argparse.Namespace) -> int:
             pictures[case.task] = picture_of_nearest(case, distances, places)
         title = {"z": "samples", "folder": f"images of {request.run}"}.get(case.task, f"translations {case.task}")
         of = {"train": "training images", "test": "images to test on"}.get(case.split, f"images of {request.reference}")
-        print(f"{len(case.generated)} {title}, against {len(case.reference)} {of}")
+        print(printable(f"{len(case.generated)} {title}, against {len(case.reference)} {of}"))
         print("\n".join(describe(found)))
     fewest = min(min(len(case.generated), len(case.reference)) for case in cases)
     if fewest < _FEW:
@@ -747,7 +747,7 @@ def main(request: argparse.Namespace) -> int:
     if out is not None:
         step, script = (trained.step, trained.script) if trained is not None else (0, None)
         written = save_evaluation(out, step, features.name, {**vars(request), "script": script}, rows, pictures)
-        print("\n".join(f"wrote {path}" for path in written))
+        print("\n".join(printable(f"wrote {path}") for path in written))
     return 0
 
 

@@ -60,6 +60,7 @@ from utils import (
     launch,
     make_folder,
     name_trouble,
+    printable,
     rank,
     restarts,
     sync,
@@ -389,7 +390,8 @@ class Run:
     # ---- Logs
 
     def say(self, text: str) -> None:
-        """Print a line, above the progress bar if there is one, and keep it in log.txt."""
+        """Print a line, which may name any folder, above the progress bar if there is one; keep it in log.txt."""
+        text = printable(text)
         with contextlib.suppress(OSError):  # a terminal that was closed, or a pipe, must not end a training
             tqdm.write(text)
         self.log(text)

@@ -208,3 +208,24 @@ def test_a_run_of_the_first_version_goes_on(photos, tmp_path):
     torch.save({key: value for key, value in content.items() if key not in ("pools", "warned")}, path)
     assert resume(f"--resume={tmp_path / 'parts'}", "--train_iters=3") == 0
     assert_same_runs(FinishedRun(tmp_path / "whole"), FinishedRun(tmp_path / "parts"))
+
+
+def test_a_run_on_a_folder_of_any_name_goes_on(photos, tmp_path, capsys):
+    """The default name of a run is made of it, and what is printed names it."""
+    folder = photos.rename(tmp_path / "my\\c\na\x1b[31mts \udcff")
+    assert train(f"--data={folder}", f"--checkpoint_dir={tmp_path / 'runs'}", "--train_iters=2") == 0
+    [run] = [path for path in (tmp_path / "runs").iterdir() if path.is_dir() and not path.name.startswith(".")]
+    assert resume(f"--resume={run}", "--train_iters=4") == 0
+    assert FinishedRun(run).steps("checkpoint-*.pt")[-1] == 4
+    out, err = capsys.readouterr()
+    assert "\x1b" not in out + err + (run / "log.txt").read_text() and "\\x1b" in out
+
+
+def test_a_resumed_run_has_the_same_rows(photos, tmp_path, monkeypatch):
+    """What warnings are made of is what losses.csv says, to the last digit, whether it was read or not."""
+    seen = []
+    monkeypatch.setattr(vanilla_gan, "find_trouble", lambda state, options, rows: seen.append(list(rows)) or {})
+    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--log_step=1", "--name=run"]
+    assert train(*flags, "--train_iters=3") == 0
+    assert resume(f"--resume={tmp_path / 'run'}", "--train_iters=4") == 0
+    assert seen[1][:3] == seen[0]

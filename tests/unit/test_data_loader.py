@@ -420,3 +420,15 @@ def test_a_folder_that_is_not_there(tmp_path):
         find_folder("x/../dog")
     with pytest.raises(UserError, match="--data: there is no folder /no/where; give the folder"):
         find_folder("/no/where")
+
+
+def test_what_a_killed_process_left_in_the_cache_goes(photos, tmp_path, monkeypatch):
+    """It may be as large as the images."""
+    monkeypatch.setattr(decoding, "_CACHE_SECONDS", 0)
+    batches(list_images(photos), cache_dir=tmp_path / "cache")
+    [kept] = (tmp_path / "cache").glob("*.npy")
+    left = kept.with_name(f".{kept.name}.99999.tmp")
+    left.write_bytes(b"half of it")
+    make_photo((40, 40), 77).save(photos / "new.png")
+    batches(list_images(photos), cache_dir=tmp_path / "cache")
+    assert not left.exists()

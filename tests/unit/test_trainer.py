@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import trainer
 from options import VanillaOptions
 from trainer import LR_POLICIES, State, StopSignals, make_state, update_averages
 from utils import NonFiniteError, choose_precision
@@ -128,3 +129,30 @@ def test_second_interrupt_stops_at_once():
         signal.raise_signal(signal.SIGINT)
         assert stop.received == signal.SIGINT
         signal.raise_signal(signal.SIGINT)
+
+
+def test_signals_that_a_system_does_not_have(monkeypatch):
+    """Windows has neither SIGHUP nor SIGUSR1."""
+    monkeypatch.delattr(signal, "SIGHUP")
+    monkeypatch.delattr(signal, "SIGUSR1")
+    with StopSignals() as stop:
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.received == signal.SIGTERM
+
+
+def test_the_first_trouble_may_be_of_another_process(monkeypatch):
+    """It reaches this one by the gradients, a step later: the step named is the other's."""
+    state = State({}, {}, {}, choose_precision("off", torch.device("cpu")), torch.device("cpu"))
+    for value in (1.0, 1.0, math.nan):
+        state.add_losses(["G"], torch.tensor([value]))
+        state.step += 1
+
+    def average(tensors):
+        for tensor in tensors:
+            if len(tensor) == 3:  # the other had it at its second step
+                tensor[1] = math.nan
+
+    monkeypatch.setattr(trainer, "average_over_processes", average)
+    with pytest.raises(NonFiniteError, match="G became nan at iteration 2") as error:
+        state.mean_losses()
+    assert error.value.step == 2

@@ -1,8 +1,11 @@
 """Device, precision, gradients, grids and exit codes."""
 
+import contextlib
+import errno
 import os
 import platform
 import re
+import stat
 import subprocess
 import sys
 
@@ -237,3 +240,48 @@ def test_denormals_count_as_zero():
     assert (tiny > 0).all()
     seed_everything(0, deterministic=False)
     assert (torch.full((100,), 1e-30) * 1e-10 == 0).all()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are not synced")
+@pytest.mark.parametrize("number, is_fine", [(errno.EINVAL, True), (errno.EIO, False)])
+def test_folders_that_can_not_be_synced(number, is_fine, tmp_path, monkeypatch):
+    """Some file systems don't have it; a failing disk is another matter, and so is a file."""
+    real = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with contextlib.nullcontext() if is_fine else pytest.raises(OSError, match="Input/output"):
+        utils.write_json(tmp_path / "a.json", {})
+    assert (tmp_path / "a.json").read_text() == "{}\n"
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(errno.EINVAL, "Invalid")))
+    with pytest.raises(OSError, match="Invalid"):
+        utils.write_json(tmp_path / "b.json", {})
+    assert not (tmp_path / "b.json").exists()
+
+
+def test_more_processes_than_gpus(monkeypatch):
+    """All of them find out, so that the first one says it."""
+    monkeypatch.setattr("utils.dist.is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for number in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", number)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        with pytest.raises(UserError, match="--nproc_per_node: more than the 1 GPUs"):
+            choose_device("cuda")
+
+
+def test_names_of_launches(monkeypatch):
+    """On the first machine all has to agree; the others don't know its processes, so there the ID has to do."""
+    assert utils.launch() is None
+    monkeypatch.setattr("utils.dist.is_torchelastic_launched", lambda: True)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+    name = utils.launch()
+    assert name.startswith("7: ") and utils.is_launch(name)
+    assert not utils.is_launch(None) and not utils.is_launch(name + "0") and not utils.is_launch("8: x")
+    monkeypatch.setenv("GROUP_RANK", "1")
+    assert utils.is_launch(name + "0") and not utils.is_launch("8: x") and not utils.is_launch(None)
