@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data.decoding import decode, decode_all, try_decode
 from data.toy_cats import default_root, ensure_toy_cats
-from utils import UserError, from_uint8, my_part, printable
+from utils import UserError, few, from_uint8, my_part, printable
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _MOST_NAMES = 5  # of files, in one line
@@ -452,10 +452,10 @@ def load_images(sources: dict[str, Source], options: Any, device: torch.device) 
         )  # fmt: skip
     skipped = {path: why for images in data.values() for path, why in images.skipped.items()}
     if options.strict and skipped:
-        path, why = next(iter(skipped.items()))
         total = sum(images.found for images in data.values())
+        names = few([f"{printable(str(path))} ({why})" for path, why in skipped.items()])
         raise UserError(
-            f"--strict: {len(skipped)} of {total} images are not readable (first: {printable(str(path))}, {why}); mend "
-            "them, take them out, or leave --strict out to go on without them"
+            f"--strict: {len(skipped)} of {total} images are not readable: {names}. Mend them, take them out, or leave "
+            "--strict out to go on without them"
         )
     return data

@@ -219,10 +219,11 @@ from data.media import (
 from data_loader import list_images
 from models import build_dc_generator, build_translator, sample_latents
 from options import CommonOptions, CycleOptions, VanillaOptions
-from runs import few, find_differences, read_checkpoint
+from runs import find_differences, read_checkpoint
 from utils import (
     UserError,
     choose_device,
+    few,
     from_uint8,
     image_grid,
     keep_freed_memory,

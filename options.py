@@ -141,7 +141,7 @@ class CommonOptions:
     device: str = option(
         "auto", "auto: CUDA, else MPS, else CPU", "Machine", choices=DEVICES, resumable=True)
     amp: str = option(
-        "auto", "mixed precision; auto: bf16 where a GPU has it, else off", "Machine",
+        "auto", "mixed precision; auto: bf16 on a GPU that has it and on a CPU with AMX, else off", "Machine",
         choices=("auto", "off", "bf16", "fp16"))
     compile: bool = option(False, "torch.compile the networks (a minute at the start)", "Machine")
     cuda_graph: bool = option(

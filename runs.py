@@ -56,6 +56,7 @@ from utils import (
     UserError,
     append,
     count_processes,
+    few,
     is_launch,
     launch,
     make_folder,
@@ -85,8 +86,8 @@ _PLOT_SHARE = 0.02  # ... and largest share of the time that they take
 Options = TypeVar("Options")
 
 
-def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Return the command line, versions, device and git commit of this process, as plain types."""
+def describe_environment(device: torch.device, precision: str) -> dict[str, Any]:
+    """Return the command line, versions, device, precision and git commit of this process, as plain types."""
     root = Path(__file__).parent
     commit = None
     try:
@@ -104,6 +105,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "pillow": Image.__version__,
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "precision": precision,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
@@ -116,7 +118,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 # What a run that goes on must share with the one that began, to equal one that never stopped to the last bit.
-_EXACT = ("torch", "device", "cpu", "threads", "processes")
+_EXACT = ("torch", "device", "precision", "cpu", "threads", "processes")
 _WHERE = {"name", "checkpoint_dir", "resume"}  # options that say where a run is
 
 
@@ -141,6 +143,7 @@ class Run:
         self._whole: set[Path] = set()  # checkpoints that are known to be whole
         self._made: list[Path] = []  # folders that were not there before the run, those inside others first
         self._writer = None
+        self._excepthook = threading.excepthook
         self._next_plot = time.monotonic() + _PLOT_SECONDS
 
     # ---- Opening and closing
@@ -275,14 +278,17 @@ class Run:
                     begun[newest["started"]] = str(folder)
         return begun[max(begun)] if begun else None  # the name of a launch may have been given before
 
-    def start(self, options: Any, device: torch.device) -> None:
+    def start(self, options: Any, device: torch.device, precision: str) -> None:
         """Record options and environment of this start, and open the logs. Call it once, before training.
 
         Says what is no longer as it was, so that a run that goes on may differ from one that never stopped.
+
+        Args:
+            precision: of the networks' passes, such as "bfloat16".
         """
         make_folder(self.samples)
         self.save_options(options)
-        starts, now = _read_starts(self.folder), describe_environment(device)
+        starts, now = _read_starts(self.folder), describe_environment(device, precision)
         write_json(self.folder / "environment.json", [*starts, now])
         changed = [key for key in _EXACT if starts and starts[-1].get(key, now[key]) != now[key]]
         if self.resumed_step is not None and changed:
@@ -292,7 +298,7 @@ class Run:
             self.say("Note: without --deterministic the run may differ, by rounding, from one that never stopped")
 
         # TensorBoard writes in a thread of its own and raises the errors of that thread in this one, too.
-        tell = threading.excepthook
+        tell = self._excepthook = threading.excepthook
         threading.excepthook = lambda about: None if isinstance(about.exc_value, OSError) else tell(about)
         from torch.utils.tensorboard import SummaryWriter  # here, because it takes its time to import
 
@@ -328,6 +334,7 @@ class Run:
             if error is None:
                 raise
         finally:
+            threading.excepthook = self._excepthook
             if self._lock is not None:
                 self._lock.close()
 
@@ -378,13 +385,17 @@ class Run:
         for domain, before in recorded.items():
             now = content[domain]
             old, new = before["train"], now["train"]
-            added, gone = len(new.keys() - old.keys()), len(old.keys() - new.keys())
-            changed = sum(old[name] != new[name] for name in old.keys() & new.keys())
-            if added or gone or changed or before["test"] != now["test"]:
+            differences = {
+                "new": new.keys() - old.keys(),
+                "gone": old.keys() - new.keys(),
+                "of another size": {name for name in old.keys() & new.keys() if old[name] != new[name]},
+                "no longer or newly to test on": {*before["test"]} ^ {*now["test"]},
+            }
+            lines = [f"{len(names)} {how} ({few(sorted(names))})" for how, names in differences.items() if names]
+            if lines:
                 raise UserError(
-                    f"--resume: the images in {now['folder']} are not those that the run began with ({added} new, "
-                    f"{gone} gone, {changed} of another size, {len({*before['test']} ^ {*now['test']})} others to test "
-                    "on); put them back, or start a new run"
+                    f"--resume: the images in {now['folder']} are not those that the run began with: "
+                    f"{', '.join(lines)}. Make them what they were, or start a new run"
                 )
 
     # ---- Logs
@@ -780,11 +791,6 @@ def find_differences(expected: dict[str, Any], found: Any, name: str) -> list[st
     return sorted(lines)
 
 
-def few(lines: list[str]) -> str:
-    """Return the first three of some lines, and how many more there are."""
-    return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
-
-
 def _raise_what_is_no_damage(path: Path, error: Exception) -> None:
     """Raise an error again that says nothing about the file: a newer program's, too little memory, a failing disk."""
     if isinstance(error, OSError) and error.errno is not None:
@@ -810,12 +816,14 @@ def read_checkpoint(where: Path, warn: Callable[[str], None], which: str = "newe
         UserError: no such checkpoint, none that is complete, or one of a newer program.
     """
     if where.is_dir() and which == "newest":
-        for step, path in list_checkpoints(where):
+        checkpoints = list_checkpoints(where)
+        for step, path in checkpoints:
             try:
                 return _read_file(path, step)
             except Exception as error:  # torch.load has no one exception for a broken file
                 _raise_what_is_no_damage(path, error)
-                warn(f"Warning: {path} is not readable ({_in_one_line(error)}); trying the one before")
+                rest = "; trying the one before" if (step, path) != checkpoints[-1] else ""
+                warn(f"Warning: {path} is not readable ({_in_one_line(error)}){rest}")
         raise UserError(f"{where} holds no complete checkpoint; take another run, or start a new one")
     path = where
     if where.is_dir():

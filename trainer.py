@@ -22,7 +22,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from runs import BEST, Run, few, find_differences
+from runs import BEST, Run, find_differences
 from utils import (
     PLAIN_SECONDS,
     NonFiniteError,
@@ -33,6 +33,7 @@ from utils import (
     count_parameters,
     count_processes,
     describe_launch,
+    few,
     grid_columns,
     image_grid,
     rank,
@@ -506,7 +507,7 @@ def _open(run: Run, state: State, options: Any, data: dict[str, Any], total: int
                 f"{run.folder} is at iteration {state.step} of {total}: nothing to do; a larger --train_iters goes on"
             )
         return False
-    run.start(options, state.device)
+    run.start(options, state.device, state.precision.name)
 
     if options.preset is not None:
         run.say(f"Preset {options.preset}: {options.PRESETS[options.preset][0]}")
@@ -523,6 +524,8 @@ def _open(run: Run, state: State, options: Any, data: dict[str, Any], total: int
             )
     weights = ", ".join(f"{name} {count_parameters(network):,}" for name, network in state.networks.items())
     run.say(f"Weights: {weights}")
+    if state.precision.dtype is not None:
+        run.say(f"Mixed precision: {state.precision.name} on {state.device.type.upper()}; --amp off for float32")
 
     # Show the images as they will come.
     if checkpoint is None:

@@ -325,6 +325,11 @@ def make_folder(folder: Path) -> None:
         sync(path.parent)
 
 
+def few(lines: list[str]) -> str:
+    """Return the first three of some lines, and how many more there are."""
+    return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
+
+
 def append(path: Path, text: str) -> None:
     """Add text to the end of a file, which is made if it isn't there. Raises UserError if there is no room for it."""
     is_new = not path.exists()
@@ -388,21 +393,30 @@ class Precision(NamedTuple):
     dtype: torch.dtype | None
     scaler: torch.amp.GradScaler
 
+    @property
+    def name(self) -> str:
+        """ "float32", "bfloat16" or "float16"."""
+        return str(self.dtype or torch.float32).removeprefix("torch.")
+
     def autocast(self) -> torch.autocast:
         """Return the context for forward passes."""
         return torch.autocast(self.device_type, self.dtype, enabled=self.dtype is not None)
 
 
 def choose_precision(amp: str, device: torch.device) -> Precision:
-    """Return the precision of `--amp`: "auto" is bf16 on a GPU that has it, else off. fp16 off CUDA raises UserError.
+    """Return the precision of `--amp`: "auto" is bf16 where that is fast, else off. fp16 off CUDA raises UserError.
 
-    bf16 on a CPU without AMX is slower than fp32, and with it the results depend on the kind of CPU: not by itself.
+    Fast it is on GPUs that have it and on CPUs with matrix units for it (AMX); on other CPUs it is slower than float32.
     """
     if amp == "fp16" and device.type != "cuda":
         raise UserError(f"--amp: fp16 needs a CUDA device, this run is on {device.type}; use --amp bf16 or off, "
                         "or resume an fp16 run on CUDA")  # fmt: skip
     if amp == "auto":
-        amp = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "off"
+        is_fast = {
+            "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+            "cpu": torch.cpu._is_amx_tile_supported,
+        }
+        amp = "bf16" if device.type in is_fast and is_fast[device.type]() else "off"
     dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
     return Precision(device.type, dtype, torch.amp.GradScaler(device.type, enabled=amp == "fp16"))
 

@@ -2,14 +2,15 @@
 
     python benchmarks/speed.py                                   # every case, about twelve minutes on two CPU cores
     python benchmarks/speed.py --case CycleGAN-64 --seconds 60 --rounds 5
+    python benchmarks/speed.py --amp off                         # ours in float32 even where bf16 is the default
     python benchmarks/speed.py --json                            # for machines
 
 For each case the plain code of plain.py (A) and this project's own command with its logs, grids and checkpoints (B)
-train on the toy cats in turn, A B A B, each in a process of its own. Printed are the medians of the iterations a second
-after a warm-up, the median of the ratios of the rounds, and the peak memory. The floor is what a step would take if
-all its arithmetic ran at the speed of a large fp32 matrix product, which is measured after each pair: the
-floating-point operations are those of the project's step, which needs fewer than the plain one. Nothing else should run
-meanwhile.
+train on the toy cats in turn, A B A B, each in a process of its own; the plain code in float32. Printed are the medians
+of the iterations a second after a warm-up, the median of the ratios of the rounds, and the peak memory. The floor is
+what a step would take if all its arithmetic ran at the speed of a large matrix product in the same precision, which is
+measured after each pair: the floating-point operations are those of the project's step, which needs fewer than the
+plain one. Nothing else should run meanwhile.
 """
 
 import argparse
@@ -39,7 +40,7 @@ import vanilla_gan
 from benchmarks import plain
 from data_loader import toy_cats
 from options import CycleOptions, VanillaOptions, parse_command_line
-from utils import UserError, choose_device, run_main
+from utils import UserError, choose_device, choose_precision, run_main
 
 _CYCLE = ["--disc=patch", "--use_cycle_consistency_loss"]
 _PAPER = ["--gen=resnet_9blocks", "--disc=patch70", "--g_conv_dim=64", "--d_conv_dim=64", "--batch_size=1"]
@@ -98,20 +99,21 @@ def run_plain(case: str, device: torch.device, watch: Stopwatch) -> None:
     CASES[case][2](find_cats(case), device, watch.tick)
 
 
-def read_options(case: str, device: torch.device, folder: str) -> VanillaOptions | CycleOptions:
+def read_options(case: str, device: torch.device, folder: str, amp: str) -> VanillaOptions | CycleOptions:
     """Return the options of a run that would never end, as its command line has them."""
     script, flags, _ = CASES[case]
     data = find_cats(case) / "trainB" if script is vanilla_gan else find_cats(case)
-    flags = [f"--data={data}", *flags, "--train_iters=1000000", f"--device={device.type}", f"--checkpoint_dir={folder}"]
+    flags = [f"--data={data}", *flags, "--train_iters=1000000", f"--device={device.type}", f"--checkpoint_dir={folder}",
+             f"--amp={amp}"]  # fmt: skip
     return parse_command_line(VanillaOptions if script is vanilla_gan else CycleOptions, flags, script.SCRIPT, "")
 
 
-def run_ours(case: str, device: torch.device, watch: Stopwatch) -> None:
+def run_ours(case: str, device: torch.device, watch: Stopwatch, amp: str) -> None:
     """Train as the script does, in a run folder that is deleted afterwards."""
     advance = trainer.Progress.advance
     with tempfile.TemporaryDirectory() as folder:
         with mock.patch.object(trainer.Progress, "advance", lambda progress: (advance(progress), watch.tick())):
-            CASES[case][0].main(read_options(case, device, folder))
+            CASES[case][0].main(read_options(case, device, folder, amp))
 
 
 def count_operations(case: str, device: torch.device) -> float:
@@ -128,14 +130,14 @@ def count_operations(case: str, device: torch.device) -> float:
     train_step = script.train_step
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(script, "train_step", step_and_stop):
         with contextlib.suppress(Enough):
-            script.main(read_options(case, device, folder))
+            script.main(read_options(case, device, folder, "off"))
     return counts[0]
 
 
-def measure_products(device: torch.device, seconds: float) -> float:
-    """Return the floating-point operations per second of the product of two fp32 matrices."""
+def measure_products(device: torch.device, seconds: float, dtype: torch.dtype) -> float:
+    """Return the floating-point operations per second of the product of two matrices."""
     n = 8192 if device.type == "cuda" else 2048
-    a, b = torch.rand(n, n, device=device), torch.rand(n, n, device=device)
+    a, b = torch.rand(2, n, n, device=device, dtype=dtype)
     watch = Stopwatch(seconds, device)
     try:
         while True:
@@ -147,7 +149,7 @@ def measure_products(device: torch.device, seconds: float) -> float:
         return 2 * n**3 * watch.rate
 
 
-def measure_here(side: str, case: str, seconds: float, device: torch.device) -> dict[str, float]:
+def measure_here(side: str, case: str, seconds: float, device: torch.device, amp: str) -> dict[str, float]:
     """Run one side of a case in this process.
 
     Returns:
@@ -155,21 +157,22 @@ def measure_here(side: str, case: str, seconds: float, device: torch.device) -> 
         device_memory_mb; for "floor" the operations of a step, and operations_per_second of matrix products.
     """
     if side == "floor":
-        products = measure_products(device, min(seconds, 3.0))
+        dtype = choose_precision(amp, device).dtype or torch.float32
+        products = measure_products(device, min(seconds, 3.0), dtype)
         return {"operations": count_operations(case, device), "operations_per_second": products}
     watch = Stopwatch(seconds, device)
     with contextlib.suppress(Enough):
-        {"plain": run_plain, "ours": run_ours}[side](case, device, watch)
+        run_plain(case, device, watch) if side == "plain" else run_ours(case, device, watch, amp)
     result = {"rate": watch.rate, "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}  # from KB
     if device.type == "cuda":
         result["device_memory_mb"] = torch.cuda.max_memory_allocated() / 1e6
     return result
 
 
-def measure_apart(side: str, case: str, seconds: float, device: torch.device) -> dict[str, float]:
+def measure_apart(side: str, case: str, seconds: float, device: torch.device, amp: str) -> dict[str, float]:
     """Run one side of a case in a process of its own; return what `measure_here` does."""
     command = [sys.executable, __file__, "--side", side, "--case", case, "--seconds", str(seconds), "--device",
-               device.type]  # fmt: skip
+               device.type, "--amp", amp]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise UserError(f"{side} of {case} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
@@ -189,7 +192,7 @@ def describe_machine(device: torch.device) -> str:
     return f"{name}; torch {torch.__version__}, Python {platform.python_version()}"
 
 
-def summarize(case: str, results: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+def summarize(case: str, precision: str, results: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     """Return the medians of a case and what follows from them."""
     median = {
         side: {key: statistics.median(result[key] for result in rounds) for key in rounds[0]}
@@ -198,7 +201,7 @@ def summarize(case: str, results: dict[str, list[dict[str, float]]]) -> dict[str
     floor = median["floor"]["operations_per_second"] / median["floor"]["operations"]  # iterations per second
     ratios = [ours["rate"] / plain["rate"] for ours, plain in zip(results["ours"], results["plain"], strict=True)]
     return {
-        "case": case, "plain": median["plain"], "ours": median["ours"],
+        "case": case, "precision": precision, "plain": median["plain"], "ours": median["ours"],
         "ratio": statistics.median(ratios), "ratios": ratios,
         "gflop": median["floor"]["operations"] / 1e9, "gflops": median["floor"]["operations_per_second"] / 1e9,
         "floor_rate": floor, "share_of_floor": median["ours"]["rate"] / floor,
@@ -210,15 +213,15 @@ def table(rows: list[dict[str, Any]], machine: str) -> str:
     lines = [
         machine,
         "",
-        "| case | plain it/s | ours it/s | ratio (each round) | GFLOP a step | floor it/s at GFLOP/s "
+        "| case | ours in | plain it/s | ours it/s | ratio (each round) | GFLOP a step | floor it/s at GFLOP/s "
         "| share of the floor | memory MB, plain and ours |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         key = "device_memory_mb" if "device_memory_mb" in row["ours"] else "memory_mb"
         lines.append(
-            f"| {row['case']} | {row['plain']['rate']:.3g} | {row['ours']['rate']:.3g} | {row['ratio']:.2f} "
-            f"({', '.join(f'{ratio:.2f}' for ratio in row['ratios'])}) | {row['gflop']:.1f} "
+            f"| {row['case']} | {row['precision']} | {row['plain']['rate']:.3g} | {row['ours']['rate']:.3g} "
+            f"| {row['ratio']:.2f} ({', '.join(f'{ratio:.2f}' for ratio in row['ratios'])}) | {row['gflop']:.1f} "
             f"| {row['floor_rate']:.3g} at {row['gflops']:.0f} | {row['share_of_floor']:.0%} "
             f"| {row['plain'][key]:.0f}, {row['ours'][key]:.0f} |"
         )
@@ -234,6 +237,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--rounds", type=int, default=3, help="A B pairs (default: 3)")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
+    parser.add_argument("--amp", default="auto", choices=("auto", "off", "bf16"), help="of ours (default: auto)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--side", choices=("plain", "ours", "floor"), help=argparse.SUPPRESS)  # of a child process
     options = parser.parse_args(arguments)
@@ -241,7 +245,7 @@ def main(arguments: list[str]) -> int:
         parser.error("--seconds and --rounds: use numbers above 0")
     device = choose_device(options.device)
     if options.side:
-        print(json.dumps(measure_here(options.side, options.case[0], options.seconds, device)))
+        print(json.dumps(measure_here(options.side, options.case[0], options.seconds, device, options.amp)))
         return 0
 
     rows = []
@@ -250,8 +254,8 @@ def main(arguments: list[str]) -> int:
         results: dict[str, list[dict[str, float]]] = {"plain": [], "ours": [], "floor": []}
         for _ in tqdm(range(options.rounds), case, unit=" rounds", disable=None):
             for side, rounds in results.items():
-                rounds.append(measure_apart(side, case, options.seconds, device))
-        rows.append(summarize(case, results))
+                rounds.append(measure_apart(side, case, options.seconds, device, options.amp))
+        rows.append(summarize(case, choose_precision(options.amp, device).name, results))
     machine = describe_machine(device)
     if any(row["share_of_floor"] > 1 for row in rows) and device.type == "cpu":
         sys.stderr.write("Warning: faster than the floor: something else was running, and the figures mean nothing\n")

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import PIL
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from utils import UserError, progress, write_json, write_whole
@@ -155,7 +155,10 @@ def decode(path: Path, size: int | None) -> Tensor:
 
 def reason(error: Exception) -> str:
     """Return in one line what is wrong with a file that could not be decoded."""
-    return " ".join((str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}").split())
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, or of a kind that Pillow does not know"
+    speaks = isinstance(error, UserError | OSError | SyntaxError) and str(error)  # "image file is truncated" says it
+    return " ".join((str(error) if speaks else f"{type(error).__name__}: {error}").split())
 
 
 def try_decode(path: Path, size: int | None) -> Tensor | str:

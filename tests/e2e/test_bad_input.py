@@ -202,7 +202,17 @@ def test_resume_after_the_images_moved(domains, tmp_path, capsys):
     (tmp_path / "moved" / "trainB").rename(tmp_path / "moved" / "trainA")
     (tmp_path / "moved" / "x").rename(tmp_path / "moved" / "trainB")
     assert resume(going_on[0], "--train_iters=3", script="cycle_gan.py") == 2
-    assert "are not those that the run began with" in capsys.readouterr().err
+    assert "are not those that the run began with: 3 gone (7.png; 8.png; 9.png)," in capsys.readouterr().err
+
+
+def test_the_images_that_differ_are_named(photos, tmp_path, capsys):
+    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--name=run", "--train_iters=1"]
+    assert train(*flags) == 0
+    (photos / "0.png").rename(photos / "new.png")
+    (photos / "1.png").write_bytes((photos / "2.png").read_bytes())
+    assert resume(f"--resume={tmp_path / 'run'}", "--train_iters=2") == 2
+    expected = "began with: 1 new (new.png), 1 gone (0.png), 1 of another size (1.png). Make them what they were"
+    assert expected in capsys.readouterr().err
 
 
 def test_resume_from_a_newer_format(finished, capsys):

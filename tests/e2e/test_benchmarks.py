@@ -22,12 +22,17 @@ def speed_here(tmp_path, monkeypatch):
 
 
 def test_speed(speed_here, capsys):
-    flags = ["--case=DCGAN-64", "--seconds=0.1", "--rounds=2", "--device=cpu"]
+    flags = ["--case=DCGAN-64", "--seconds=0.1", "--rounds=2", "--device=cpu", "--amp=off"]
     assert speed.main([*flags, "--json"]) == 0
     text = capsys.readouterr().out
     result = json.loads(text[text.index("{\n") :])
     [row] = result["cases"]
-    assert row["case"] == "DCGAN-64" and len(row["ratios"]) == 2 and "thread(s)" in result["machine"]
+    assert (
+        row["case"] == "DCGAN-64"
+        and row["precision"] == "float32"
+        and len(row["ratios"]) == 2
+        and "thread(s)" in result["machine"]
+    )
     assert row["ratio"] == pytest.approx(sum(row["ratios"]) / 2), "the median of two"
     assert min(row["ratios"]) / 2 < row["ours"]["rate"] / row["plain"]["rate"] < 2 * max(row["ratios"])
     # Per batch of 16 D takes 0.856 GFLOP forward and G 0.869; the step needs 5 and 6 of D (less the first layer's
@@ -39,6 +44,7 @@ def test_speed(speed_here, capsys):
     cells = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
     patterns = [
         "DCGAN-64",
+        "float32",
         r"[\d.]+",
         r"[\d.]+",
         r"[\d.]+ \([\d.]+, [\d.]+\)",
@@ -53,7 +59,7 @@ def test_speed(speed_here, capsys):
 @pytest.mark.parametrize("case", speed.CASES)
 def test_the_plain_networks_are_ours(case, tmp_path, speed_here):
     """Up to the bias that a norm would undo, and layers without weights."""
-    options = speed.read_options(case, torch.device("cpu"), str(tmp_path))
+    options = speed.read_options(case, torch.device("cpu"), str(tmp_path), "auto")
     networks = speed.CASES[case][0].build_networks(options)
     builders = {
         "DCGAN-64": {"G": plain.dcgan_generator, "D": plain.dc_discriminator},
@@ -64,6 +70,17 @@ def test_the_plain_networks_are_ours(case, tmp_path, speed_here):
         shapes = [[tuple(p.shape) for p in network.parameters()] for network in (networks[name], build())]
         assert shapes[0] == shapes[1]
     assert (options.lr, options.batch_size) == (5e-4, 1 if case == "CycleGAN-256" else 16)
+
+
+def test_speed_in_bf16(speed_here, monkeypatch):
+    """Ours, and the product that is the floor; a tenth of a product's time here would be enough to tell them apart."""
+    seen = []
+    products = speed.measure_products
+    monkeypatch.setattr(speed, "measure_products", lambda *arguments: seen.append(arguments[2]) or products(*arguments))
+    started = speed.cycle_gan.main
+    monkeypatch.setattr(speed.cycle_gan, "main", lambda options: seen.append(options.amp) or started(options))
+    assert speed.main(["--case=CycleGAN-64", "--seconds=0.1", "--rounds=1", "--device=cpu", "--amp=bf16"]) == 0
+    assert seen == ["bf16", torch.bfloat16, "off"], "the operations are counted in float32"
 
 
 def test_speed_counts_after_a_warm_up(monkeypatch):

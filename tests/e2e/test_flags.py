@@ -187,6 +187,7 @@ def test_amp(run_once):
     assert first_loss(half, "D_total") != first_loss(full, "D_total")
     assert first_loss(half, "D_total") == pytest.approx(first_loss(full, "D_total"), rel=0.05)
     assert G(half, "layers.3.weight").dtype is torch.float32
+    assert "Mixed precision: bfloat16 on CPU; --amp off" in half.log and "Mixed precision" not in full.log
 
 
 def test_deterministic(run_once):

@@ -98,7 +98,7 @@ def _truncated(ending: str, reason: str, **how: Any) -> None:
 
 _truncated("jpg", "truncated")
 _truncated("png", "truncated")
-_truncated("webp", "Error", lossless=True)
+_truncated("webp", "decoder", lossless=True)
 _truncated("bmp", "truncated")
 _truncated("tif", "Error|truncated")
 
@@ -116,20 +116,20 @@ def _(folder: Path) -> Expected:
 def _(folder: Path) -> Expected:
     for name in ("a.png", "b.jpg"):
         (folder / name).touch()
-    return Expected({}, {"a.png": "cannot identify", "b.jpg": "cannot identify"})
+    return Expected({}, {"a.png": "^not an image, or of a kind", "b.jpg": "^not an image, or of a kind"})
 
 
 @kind("text as .png")
 def _(folder: Path) -> Expected:
     (folder / "x.png").write_text("<html><body>404 Not Found</body></html>")
-    return Expected({}, {"x.png": "cannot identify"})
+    return Expected({}, {"x.png": "^not an image, or of a kind"})
 
 
 @kind("EPS as .png")
 def _(folder: Path) -> Expected:
     """A program for Ghostscript, which nobody wants to run."""
     save(folder / "x.png", photo(), format="EPS")
-    return Expected({}, {"x.png": "cannot identify"})
+    return Expected({}, {"x.png": "^not an image, or of a kind"})
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -228,9 +228,10 @@ def test_damaged_records(name, content, flags, tmp_path, capsys):
     assert (code, name, content) == (0, "environment.json", "[]") or (code == 2 and err.count("\n") == 1), err
 
 
-def test_what_is_not_exact_is_said(flags, tmp_path, capsys):
-    """Another number of threads; and nothing if all is as it was."""
-    assert train(*flags, "--name=run", "--train_iters=2") == 0
+def test_what_is_not_exact_is_said(flags, tmp_path, capsys, monkeypatch):
+    """Another number of threads, a CPU with units for bf16; and nothing if all is as it was."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert train(*flags, "--amp=auto", "--name=run", "--train_iters=2") == 0
     capsys.readouterr()
     assert resume(f"--resume={tmp_path / 'run'}", "--train_iters=4") == 0
     assert "Note" not in capsys.readouterr().out
@@ -240,6 +241,9 @@ def test_what_is_not_exact_is_said(flags, tmp_path, capsys):
     finally:
         torch.set_num_threads(1)
     assert "Note: threads 1 became 2: from here on the run may differ, by rounding" in capsys.readouterr().out
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert resume(f"--resume={tmp_path / 'run'}", "--train_iters=8") == 0
+    assert "Note: precision float32 became bfloat16, threads 2 became 1: from here on" in capsys.readouterr().out
 
 
 class Crash(BaseException):

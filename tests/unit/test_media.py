@@ -208,6 +208,19 @@ def test_odd_sizes(tmp_path, ending, size):
     assert [frame.pixels.shape[:2] for frame in Video(tmp_path / f"a{ending}")] == [size] * 3
 
 
+@pytest.mark.parametrize("ending", [".mp4", ".webm"])
+def test_the_same_frames_are_the_same_file(tmp_path, ending):
+    """x264's macroblock tree took what lay in memory for the neighbors of small frames."""
+    frames = [Frame(i, 1, np.random.default_rng(i).integers(80, 180, (32, 32, 3), dtype=np.uint8)) for i in range(6)]
+    files = set()
+    for _ in range(12):
+        for rate in (20, 25):  # the other one leaves other memory behind
+            write_video(tmp_path / f"a{ending}", frames, Fraction(rate), Fraction(1, rate))
+            list(Video(tmp_path / f"a{ending}"))
+        files.add((tmp_path / f"a{ending}").read_bytes())
+    assert len(files) == 1
+
+
 @pytest.mark.parametrize("loop", [True, False])
 def test_gif_loops_if_asked(tmp_path, loop):
     write_video(tmp_path / "a.gif", film(3), Fraction(10), Fraction(1, 10), loop=loop)

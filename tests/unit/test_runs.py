@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import os
+import threading
 import warnings
 
 import numpy as np
@@ -60,7 +61,7 @@ def test_losses_without_a_whole_header_start_anew(tmp_path, text):
     run.save_checkpoint(5, {})
     (run.folder / "losses.csv").write_text(text)
     assert run.load_checkpoint()["step"] == 5
-    run.start(VanillaOptions(checkpoint_dir=str(tmp_path)), CPU)
+    run.start(VanillaOptions(checkpoint_dir=str(tmp_path)), CPU, "float32")
     run.add_losses(6, {"G": 1.0}, 0.5)
     assert (run.folder / "losses.csv").read_text() == "step,G,lr\n6,1,0.5\n"
 
@@ -115,9 +116,24 @@ def test_write_whole_leaves_the_old_file_when_writing_fails(tmp_path):
     assert path.stat().st_ino != before, "a new file takes the name; the old one is never written to"
 
 
+def test_what_is_said_is_one_printable_line(tmp_path, capsys):
+    run = create(tmp_path)
+    run.say("my\x1b[31m\ncats\udcff")
+    assert capsys.readouterr().out == "my\\x1b[31m\\x0acats\\udcff\n" == (run.folder / "log.txt").read_text()
+
+
+def test_the_errors_of_threads_are_shown_again_after_a_run(tmp_path):
+    before = threading.excepthook
+    run = create(tmp_path)
+    with run:
+        run.start(VanillaOptions(checkpoint_dir=str(tmp_path)), CPU, "float32")
+        assert threading.excepthook is not before
+    assert threading.excepthook is before
+
+
 def test_losses_are_cut_back_to_the_checkpoint(tmp_path):
     run = create(tmp_path)
-    run.start(VanillaOptions(checkpoint_dir=str(tmp_path)), CPU)
+    run.start(VanillaOptions(checkpoint_dir=str(tmp_path)), CPU, "float32")
     for step in (10, 20, 30):
         run.add_losses(step, {"G": step / 7}, 0.001)
         run.save_checkpoint(step, {}) if step == 20 else None
@@ -245,7 +261,7 @@ def test_environment(tmp_path):
     options = VanillaOptions(checkpoint_dir=str(tmp_path), name="x")
     run = create(tmp_path, name="x")
     for _ in range(2):  # the run and its resumption
-        run.start(options, CPU)
+        run.start(options, CPU, "float32")
     starts = json.loads((run.folder / "environment.json").read_text())
     assert len(starts) == 2 and starts[0]["torch"] == torch.__version__ and starts[0]["device"] == "cpu"
     assert dataclasses.is_dataclass(options) and starts[0]["threads"] == torch.get_num_threads()

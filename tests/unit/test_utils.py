@@ -46,14 +46,24 @@ def test_device():
 
 
 def test_precision():
-    assert choose_precision("auto", CPU).dtype is None and choose_precision("off", CPU).dtype is None
-    assert choose_precision("bf16", CPU).dtype is torch.bfloat16
+    assert choose_precision("off", CPU).dtype is None and choose_precision("off", CPU).name == "float32"
+    assert choose_precision("bf16", CPU).dtype is torch.bfloat16 and choose_precision("bf16", CPU).name == "bfloat16"
     with pytest.raises(UserError, match="--amp: fp16 needs a CUDA device"):
         choose_precision("fp16", CPU)
     layer, x = nn.Linear(2, 2), torch.ones(1, 2)
     for amp, dtype in (("off", torch.float32), ("bf16", torch.bfloat16)):
         with choose_precision(amp, CPU).autocast():
             assert layer(x).dtype is dtype
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_precision_by_itself(has_it, monkeypatch):
+    """bf16 where the device has units for it, and nowhere else."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_it)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_it or including_emulation)
+    expected = torch.bfloat16 if has_it else None
+    assert choose_precision("auto", CPU).dtype is choose_precision("auto", torch.device("cuda")).dtype is expected
+    assert choose_precision("auto", torch.device("mps")).dtype is None
 
 
 def test_deterministic_allows_only_deterministic_kernels():
@@ -261,6 +271,8 @@ def test_folders_that_can_not_be_synced(number, is_fine, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="Invalid"):
         utils.write_json(tmp_path / "b.json", {})
     assert not (tmp_path / "b.json").exists()
+    with pytest.raises(OSError, match="Invalid"):
+        utils.sync(tmp_path / "a.json")
 
 
 def test_more_processes_than_gpus(monkeypatch):
