@@ -32,8 +32,7 @@ IMAGE_FORMATS = {
 _WITH_ALPHA = ("PNG", "WEBP", "TIFF")
 
 # Ending of a video -> FFmpeg's format, its codec, the codec's pixels and options.
-# Without x264's macroblock tree, which reads memory that nobody wrote when frames are small: files would differ.
-_H264 = ("libx264", "yuv420p", {"crf": "18", "preset": "veryfast", "x264-params": "mbtree=0"})
+_H264 = ("libx264", "yuv420p", {"crf": "18", "preset": "veryfast"})
 VIDEO_FORMATS = {
     ".mp4": ("mp4", *_H264),
     ".mov": ("mov", *_H264),
@@ -214,7 +213,10 @@ def write_video(path: Path, frames: Iterable[Frame], rate: Fraction, time_base: 
                 if kind != "gif":
                     pixels = np.pad(pixels, ((0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)), mode="edge")
                 if stream is None:
-                    stream = container.add_stream(codec, rate=rate, options=how)
+                    # Of small frames x264's macroblock tree reads memory that nobody wrote: files would differ.
+                    is_small = codec == "libx264" and min(pixels.shape[:2]) < 64
+                    options = {**how, "x264-params": "mbtree=0"} if is_small else how
+                    stream = container.add_stream(codec, rate=rate, options=options)
                     stream.height, stream.width = pixels.shape[:2]
                     stream.pix_fmt = pixel_format
                     stream.codec_context.time_base = time_base
