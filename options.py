@@ -142,7 +142,7 @@ class CommonOptions:
         "auto", "auto: CUDA, else MPS, else CPU", "Machine", choices=DEVICES, resumable=True)
     amp: str = option(
         "auto", "mixed precision; auto: bf16 on a GPU that has it and on a CPU with AMX, else off", "Machine",
-        choices=("auto", "off", "bf16", "fp16"))
+        choices=("auto", "off", "bf16", "fp16"), resumable=True)
     compile: bool = option(False, "torch.compile the networks (a minute at the start)", "Machine")
     cuda_graph: bool = option(
         True, "on CUDA, record a whole step once and replay it: the same result, faster", "Machine", resumable=True)

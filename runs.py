@@ -143,7 +143,7 @@ class Run:
         self._whole: set[Path] = set()  # checkpoints that are known to be whole
         self._made: list[Path] = []  # folders that were not there before the run, those inside others first
         self._writer = None
-        self._excepthook = threading.excepthook
+        self._excepthook: Any = None  # what showed the errors of threads before
         self._next_plot = time.monotonic() + _PLOT_SECONDS
 
     # ---- Opening and closing
@@ -262,6 +262,10 @@ class Run:
             options.check_together()
         except (ValueError, TypeError) as error:
             raise UserError(f"--resume {folder}: {error}") from None
+        # Where `auto` chose float32 the run keeps it: it must not lose digits on its way to a newer CPU.
+        starts = _read_starts(folder)
+        if "amp" not in request.given and options.amp == "auto" and starts and _precision(starts[-1]) == "float32":
+            options = dataclasses.replace(options, amp="off")
         run = (cls if rank() == 0 else Onlooker)(folder, options, script)
         run.samples = folder / samples  # where they have been: a run that was renamed keeps a folder of --sample_dir
         return run, options
@@ -290,6 +294,8 @@ class Run:
         self.save_options(options)
         starts, now = _read_starts(self.folder), describe_environment(device, precision)
         write_json(self.folder / "environment.json", [*starts, now])
+        if starts and _precision(starts[-1]):
+            starts[-1]["precision"] = _precision(starts[-1])
         changed = [key for key in _EXACT if starts and starts[-1].get(key, now[key]) != now[key]]
         if self.resumed_step is not None and changed:
             differences = ", ".join(f"{key} {starts[-1][key]} became {now[key]}" for key in changed)
@@ -334,7 +340,8 @@ class Run:
             if error is None:
                 raise
         finally:
-            threading.excepthook = self._excepthook
+            if self._excepthook is not None:
+                threading.excepthook = self._excepthook
             if self._lock is not None:
                 self._lock.close()
 
@@ -391,7 +398,9 @@ class Run:
                 "of another size": {name for name in old.keys() & new.keys() if old[name] != new[name]},
                 "no longer or newly to test on": {*before["test"]} ^ {*now["test"]},
             }
-            lines = [f"{len(names)} {how} ({few(sorted(names))})" for how, names in differences.items() if names]
+            lines = [
+                f"{len(names)} {how} ({few(sorted(map(str, names)))})" for how, names in differences.items() if names
+            ]
             if lines:
                 raise UserError(
                     f"--resume: the images in {now['folder']} are not those that the run began with: "
@@ -591,6 +600,11 @@ def _read_starts(folder: Path) -> list[dict[str, Any]]:
     if not (isinstance(starts, list) and all(isinstance(start, dict) for start in starts)):
         raise UserError(f"{path} is no list of starts; put it back, or start a new run")
     return starts
+
+
+def _precision(start: dict[str, Any]) -> str | None:
+    """Return the precision of a start. Early ones didn't note it: it was float32 on CPUs, and is unknown elsewhere."""
+    return start.get("precision", "float32" if start.get("device") == "cpu" else None)
 
 
 def _missing(folder: Path) -> list[Path]:

@@ -403,6 +403,13 @@ class Precision(NamedTuple):
         return torch.autocast(self.device_type, self.dtype, enabled=self.dtype is not None)
 
 
+def _is_bf16_fast(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # PyTorch has no public name for it
+    return device.type == "cpu" and torch.backends.mkldnn.is_available() and has_amx()
+
+
 def choose_precision(amp: str, device: torch.device) -> Precision:
     """Return the precision of `--amp`: "auto" is bf16 where that is fast, else off. fp16 off CUDA raises UserError.
 
@@ -412,11 +419,7 @@ def choose_precision(amp: str, device: torch.device) -> Precision:
         raise UserError(f"--amp: fp16 needs a CUDA device, this run is on {device.type}; use --amp bf16 or off, "
                         "or resume an fp16 run on CUDA")  # fmt: skip
     if amp == "auto":
-        is_fast = {
-            "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-            "cpu": torch.cpu._is_amx_tile_supported,
-        }
-        amp = "bf16" if device.type in is_fast and is_fast[device.type]() else "off"
+        amp = "bf16" if _is_bf16_fast(device) else "off"
     dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
     return Precision(device.type, dtype, torch.amp.GradScaler(device.type, enabled=amp == "fp16"))
 
@@ -433,6 +436,8 @@ def set_up(options: Any) -> tuple[torch.device, Precision]:
     chosen = choose_device(options.device)
     precision = choose_precision(options.amp, chosen)
     join_processes(chosen, options.batch_size)
+    if options.amp == "auto" and agree(int(precision.dtype is None), chosen):  # one has no bf16, so nobody takes it
+        precision = choose_precision("off", chosen)
     seed_everything(options.seed, options.deterministic)
     keep_freed_memory()
     return chosen, precision

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import av
 import numpy as np
+import torch
 from PIL import Image
 
 from data.decoding import open_image, to_rgb, upright
@@ -32,7 +33,9 @@ IMAGE_FORMATS = {
 _WITH_ALPHA = ("PNG", "WEBP", "TIFF")
 
 # Ending of a video -> FFmpeg's format, its codec, the codec's pixels and options.
-_H264 = ("libx264", "yuv420p", {"crf": "18", "preset": "veryfast"})
+# x264's code for AVX-512 reads memory that nobody wrote: the same small frames would be another file each time.
+_NO_AVX512 = {"x264-params": "asm=AVX2"} if torch.backends.cpu.get_cpu_capability() == "AVX512" else {}
+_H264 = ("libx264", "yuv420p", {"crf": "18", "preset": "veryfast", **_NO_AVX512})
 VIDEO_FORMATS = {
     ".mp4": ("mp4", *_H264),
     ".mov": ("mov", *_H264),
@@ -213,10 +216,7 @@ def write_video(path: Path, frames: Iterable[Frame], rate: Fraction, time_base: 
                 if kind != "gif":
                     pixels = np.pad(pixels, ((0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)), mode="edge")
                 if stream is None:
-                    # Of small frames x264's macroblock tree reads memory that nobody wrote: files would differ.
-                    is_small = codec == "libx264" and min(pixels.shape[:2]) < 64
-                    options = {**how, "x264-params": "mbtree=0"} if is_small else how
-                    stream = container.add_stream(codec, rate=rate, options=options)
+                    stream = container.add_stream(codec, rate=rate, options=how)
                     stream.height, stream.width = pixels.shape[:2]
                     stream.pix_fmt = pixel_format
                     stream.codec_context.time_base = time_base

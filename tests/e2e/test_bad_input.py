@@ -158,7 +158,7 @@ def test_resume_after_the_images_changed(finished, photos, capsys):
     before = snapshot(finished)
     assert resume(f"--resume={finished}", "--train_iters=3") == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "1 new, 1 gone, 0 of another size" in err
+    assert err.count("\n") == 1 and "1 new (33.png), 1 gone (3.png). Make" in err
     assert snapshot(finished) == before
 
 
@@ -168,7 +168,7 @@ def test_resume_after_the_images_to_test_on_changed(domains, tmp_path, capsys):
     assert train(*flags, script="cycle_gan.py") == 0
     (domains / "testB" / "1.png").rename(domains / "testB" / "9.png")
     assert resume(f"--resume={tmp_path / 'run'}", "--train_iters=2", script="cycle_gan.py") == 2
-    assert "0 new, 0 gone, 0 of another size, 2 others to test on" in capsys.readouterr().err
+    assert "2 no longer or newly to test on (1.png; 9.png). Make" in capsys.readouterr().err
 
 
 def test_resume_from_another_folder(domains, tmp_path, monkeypatch):

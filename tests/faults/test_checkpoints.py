@@ -1,5 +1,6 @@
 """Torn files: what a crash can leave behind must cost no more than the iterations since the last checkpoint."""
 
+import json
 import os
 import shutil
 import zipfile
@@ -228,10 +229,9 @@ def test_damaged_records(name, content, flags, tmp_path, capsys):
     assert (code, name, content) == (0, "environment.json", "[]") or (code == 2 and err.count("\n") == 1), err
 
 
-def test_what_is_not_exact_is_said(flags, tmp_path, capsys, monkeypatch):
-    """Another number of threads, a CPU with units for bf16; and nothing if all is as it was."""
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert train(*flags, "--amp=auto", "--name=run", "--train_iters=2") == 0
+def test_what_is_not_exact_is_said(flags, tmp_path, capsys):
+    """Another number of threads; and nothing if all is as it was."""
+    assert train(*flags, "--name=run", "--train_iters=2") == 0
     capsys.readouterr()
     assert resume(f"--resume={tmp_path / 'run'}", "--train_iters=4") == 0
     assert "Note" not in capsys.readouterr().out
@@ -241,9 +241,25 @@ def test_what_is_not_exact_is_said(flags, tmp_path, capsys, monkeypatch):
     finally:
         torch.set_num_threads(1)
     assert "Note: threads 1 became 2: from here on the run may differ, by rounding" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_run_keeps_its_digits(noted, flags, tmp_path, capsys, monkeypatch):
+    """A run that `auto` began in float32 goes on so on a CPU with units for bf16, unless told otherwise."""
+    flags = [flag for flag in flags if not flag.startswith("--amp")]
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert train(*flags, "--amp=auto", "--name=run", "--train_iters=2") == 0
+    path = tmp_path / "run" / "environment.json"
+    if not noted:
+        path.write_text(path.read_text().replace('"precision"', '"another"'))  # as early runs have it
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert resume(f"--resume={tmp_path / 'run'}", "--train_iters=4") == 0
+    assert json.loads(path.read_text())[-1]["precision"] == "float32" and "became" not in capsys.readouterr().out
+    assert resume(f"--resume={tmp_path / 'run'}", "--train_iters=6", "--amp=auto") == 0
+    assert "Note: precision float32 became bfloat16: from here on" in capsys.readouterr().out
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert resume(f"--resume={tmp_path / 'run'}", "--train_iters=8") == 0
-    assert "Note: precision float32 became bfloat16, threads 2 became 1: from here on" in capsys.readouterr().out
+    assert "Note: precision bfloat16 became float32: from here on" in capsys.readouterr().out
 
 
 class Crash(BaseException):

@@ -119,7 +119,7 @@ def test_write_whole_leaves_the_old_file_when_writing_fails(tmp_path):
 def test_what_is_said_is_one_printable_line(tmp_path, capsys):
     run = create(tmp_path)
     run.say("my\x1b[31m\ncats\udcff")
-    assert capsys.readouterr().out == "my\\x1b[31m\\x0acats\\udcff\n" == (run.folder / "log.txt").read_text()
+    assert capsys.readouterr().out == "my\\x1b[31m\\ncats\\udcff\n" == (run.folder / "log.txt").read_text()
 
 
 def test_the_errors_of_threads_are_shown_again_after_a_run(tmp_path):

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import utils
+from options import VanillaOptions
 from tests.conftest import ROOT, command
 from utils import (
     NonFiniteError,
@@ -64,6 +65,20 @@ def test_precision_by_itself(has_it, monkeypatch):
     expected = torch.bfloat16 if has_it else None
     assert choose_precision("auto", CPU).dtype is choose_precision("auto", torch.device("cuda")).dtype is expected
     assert choose_precision("auto", torch.device("mps")).dtype is None
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert choose_precision("auto", CPU).dtype is None, "the units are used through oneDNN"
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")  # it may be gone one day
+    assert choose_precision("auto", CPU).dtype is None
+
+
+def test_processes_take_bf16_only_if_all_do(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    for name in ("join_processes", "seed_everything", "keep_freed_memory"):
+        monkeypatch.setattr(utils, name, lambda *arguments: None)
+    for another, amp, expected in ((0, "auto", torch.bfloat16), (1, "auto", None), (1, "bf16", torch.bfloat16)):
+        monkeypatch.setattr(utils, "agree", lambda number, device, another=another: max(number, another))
+        options = VanillaOptions(device="cpu", amp=amp)
+        assert utils.set_up(options)[1].dtype is expected
 
 
 def test_deterministic_allows_only_deterministic_kernels():
