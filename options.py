@@ -376,7 +376,7 @@ class CycleOptions(CommonOptions):
             "--use_diffaug, --spectral_norm for the rest of the table",
             dict(_COURSE, **_CATS, data_aug="deluxe", disc="patch", use_cycle_consistency_loss=True)),
         "grumpycat64_best": (
-            "the best that we found so far for the same cats: patch, cycle, DiffAugment and our defaults, 3,000 iterations",
+            "our best so far for the same cats: patch, cycle, DiffAugment and our defaults, 3,000 iterations",
             dict(_CATS, disc="patch", use_cycle_consistency_loss=True, use_diffaug=DIFFAUGMENT_ALL, train_iters=3000)),
         "apple2orange64": (
             "Leo: the same for apples and oranges",
