@@ -11,7 +11,7 @@ from PIL import Image
 
 import cycle_gan
 import models
-from options import CycleOptions, option_fields
+from options import CycleOptions, option_fields, parse_command_line
 from tests.conftest import MODULES, OPTIONS, FinishedRun, make_domains, resume, train
 from tests.e2e import test_flags
 from tests.e2e.test_flags import first_loss
@@ -275,4 +275,13 @@ def test_presets_are_what_was_published(preset):
 
 
 def test_every_cyclegan_of_the_published_projects_has_a_preset():
-    assert set(CycleOptions.PRESETS) == {"toy_cats", *PUBLISHED}
+    assert set(CycleOptions.PRESETS) == {"toy_cats", "grumpycat64_best", *PUBLISHED}
+
+
+def test_our_best_for_the_same_cats():
+    """What benchmarks/RESULTS.md names: the cats of the projects, patch, cycle, DiffAugment, and our own defaults."""
+    best = parse_command_line(CycleOptions, ["--preset=grumpycat64_best"], "cycle_gan.py", "")
+    theirs = parse_command_line(CycleOptions, ["--preset=grumpycat64"], "cycle_gan.py", "")
+    assert (best.X, best.Y) == (theirs.X, theirs.Y) and best.lr == CycleOptions().lr != theirs.lr
+    assert best.disc == "patch" and best.use_cycle_consistency_loss and best.data_aug == "basic"
+    assert best.use_diffaug == "color,translation,cutout" and best.train_iters == 3000 and not best.use_identity_loss

@@ -104,10 +104,15 @@ def test_a_terminal_that_closes(training, tmp_path):
     """SIGHUP comes, and nothing can be shown any more: the run is saved all the same."""
     run = shutil.copytree(training.begun, tmp_path / "run")
     ours, theirs = os.openpty()
+
+    def take_the_terminal():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and a training leaves it so
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
     process = subprocess.Popen(
         [sys.executable, ROOT / "vanilla_gan.py", f"--resume={run}", "--train_iters=1000000"], stdin=theirs,
         stdout=theirs, stderr=theirs, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=take_the_terminal,
     )  # fmt: skip
     os.close(theirs)
     rows = lambda: (run / "losses.csv").read_text().count("\n")  # noqa: E731
@@ -115,7 +120,10 @@ def test_a_terminal_that_closes(training, tmp_path):
     while rows() < 10 and time.monotonic() < deadline:
         select.select([ours], [], [], 0.05)[0] and os.read(ours, 10000)
     os.close(ours)
-    assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    try:
+        assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    finally:
+        process.kill()
     [newest, *_] = list_checkpoints(run)
     assert newest[0] == rows() - 1 > 5, "the last row is in the checkpoint"
 
