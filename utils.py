@@ -395,7 +395,7 @@ class Precision(NamedTuple):
 
     @property
     def name(self) -> str:
-        """ "float32", "bfloat16" or "float16"."""
+        """Return float32, bfloat16 or float16."""
         return str(self.dtype or torch.float32).removeprefix("torch.")
 
     def autocast(self) -> torch.autocast:
