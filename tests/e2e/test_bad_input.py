@@ -247,8 +247,12 @@ def test_resume_with_weights_that_do_not_fit(finished, capsys):
 def test_resume_without_any_complete_checkpoint(finished, capsys):
     for path in finished.glob("checkpoint-*.pt"):
         path.write_bytes(path.read_bytes()[:1000])
+    (finished / "checkpoint-000001.pt").write_bytes(b"")
     assert resume(f"--resume={finished}") == 2
-    assert "no complete checkpoint" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "no complete checkpoint" in err
+    warnings = [line for line in out.splitlines() if "is not readable" in line]
+    assert [line.endswith("trying the one before") for line in warnings] == [True, False]
 
 
 def test_resume_moved_folder(finished, tmp_path):

@@ -302,6 +302,7 @@ def test_strict(script, photos, domains, tmp_path, capsys):
     counted = "1 of 11" if script == "vanilla_gan.py" else "2 of 23"
     name = r"photos/a\nb.png" if script == "vanilla_gan.py" else "testA/1.png"
     assert out == "" and err.count("\n") == 1 and f"{script}: error: --strict: {counted} images are not readable" in err
+    assert err.count("(not an image, or of a kind") == len(bad), "each is named"
     assert f"{name} (not an image, or" in err and "leave --strict out" in err and snapshot(tmp_path) == before
     assert train(*flags, "--name=bad", "--no-strict", script=script) == 0
 
