@@ -212,6 +212,7 @@ from data.media import (
     ahead,
     check_new_file,
     check_new_folder,
+    map_ahead,
     read_image,
     write_image,
     write_video,
@@ -234,7 +235,8 @@ from utils import (
     write_whole,
 )
 
-_BATCH_PIXELS = 2**16  # of frames that pass through the network at once, as far as they are small
+_BATCH_PIXELS = 2**18  # of frames that pass through the network at once, as far as they are small
+_PIXELS_AT_ONCE = 2**20  # of frames that the cores of a CPU work at, each at its own: up to 1 GB, with large networks
 _WALK_STEP = 0.5  # largest step of a random walk, of each coordinate of z
 _EXPORT_TOLERANCE = 1e-4  # largest difference between an exported network and PyTorch, on a scale of [-1, 1]
 
@@ -528,16 +530,32 @@ def translate_image(G: nn.Module, pixels: np.ndarray) -> np.ndarray:
 def translate_frames(G: nn.Module, frames: Iterable[Frame], smooth: float) -> Iterator[Frame]:
     """Translate frames as they come, small ones several at once.
 
-    What is shown is smooth x what was shown before + (1 - smooth) x the translation.
+    What is shown is smooth x what was shown before + (1 - smooth) x the translation. On a CPU each core has frames of
+    its own: cores that share a frame wait for each other at every layer, and for what decodes and encodes beside them.
     """
-    frames, shown = iter(frames), None
-    batch = list(itertools.islice(frames, 1))
-    while batch:
-        for frame, image in zip(batch, translate_pixels(G, np.stack([frame.pixels for frame in batch])), strict=True):
-            shown = image if shown is None else blend(image, shown, smooth)  # (3, H, W)
-            yield frame._replace(pixels=to_pixels(shown))
-        height, width = batch[0].pixels.shape[:2]
-        batch = list(itertools.islice(frames, min(8, max(1, _BATCH_PIXELS // (height * width)))))
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        return
+    height, width = first.pixels.shape[:2]
+    size = min(8, max(1, _BATCH_PIXELS // (height * width)))
+    frames = itertools.chain([first], frames)
+    batches = iter(lambda: list(itertools.islice(frames, size)), [])
+    cores, workers = torch.get_num_threads(), 1
+    if next(G.parameters()).device.type == "cpu":
+        workers = min(cores, max(1, _PIXELS_AT_ONCE // (size * height * width)))
+
+    def translate(batch: list[Frame]) -> tuple[list[Frame], Tensor]:
+        return batch, translate_pixels(G, np.stack([frame.pixels for frame in batch]))
+
+    shown = None
+    try:
+        for batch, images in map_ahead(translate, batches, workers, lambda: torch.set_num_threads(cores // workers)):
+            for frame, image in zip(batch, images, strict=True):
+                shown = image if shown is None else blend(image, shown, smooth)  # (3, H, W)
+                yield frame._replace(pixels=to_pixels(shown))
+    finally:
+        torch.set_num_threads(cores)  # a thread's number becomes that of all later threads
 
 
 def translate_files(G: nn.Module, files: list[Path], targets: list[Path], size: int | None) -> int:
@@ -600,7 +618,7 @@ def translate(options: argparse.Namespace) -> int:
     source, target = files[0], targets[0]
     G = choose_generator(load_for(options, "cycle_gan.py"), options.direction)
 
-    # A video: decoding, the network and encoding each in a thread of its own.
+    # A video: decoding, the network and encoding each in threads of their own.
     if source.suffix.lower() in VIDEOS_READ:
         video, started = Video(source), time.monotonic()
         frames = (frame._replace(pixels=resize_shorter(frame.pixels, options.image_size)) for frame in video)

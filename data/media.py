@@ -4,9 +4,10 @@ Pixels are uint8 NumPy arrays: (H, W, 3) for RGB, (H, W, 4) with alpha. Videos a
 another, so that their length costs no memory; FFmpeg, inside PyAV, decodes and encodes them.
 """
 
+import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -50,6 +51,7 @@ VIDEOS_READ = {
 }  # fmt: skip
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 _END = object()
 
 
@@ -282,5 +284,25 @@ def ahead(items: Iterable[Item], depth: int = 4) -> Iterator[Item]:
             while (item := pending.popleft().result()) is not _END:
                 pending.append(pool.submit(next, iterator, _END))
                 yield item
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, prepare: Callable[[], object]
+) -> Iterator[Result]:
+    """Yield function(item) in the order of the items, computed in several threads, one item a thread.
+
+    Args:
+        workers: threads; so many items and one more are under way.
+        prepare: called once in each thread.
+    """
+    iterator = iter(items)
+    with ThreadPoolExecutor(workers, initializer=prepare) as pool:
+        pending = deque(pool.submit(function, item) for item in itertools.islice(iterator, workers + 1))
+        try:
+            while pending:
+                yield pending.popleft().result()
+                pending.extend(pool.submit(function, item) for item in itertools.islice(iterator, 1))
         finally:
             pool.shutdown(cancel_futures=True)

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import evaluate
-from benchmarks import plain, quality, speed
+from benchmarks import plain, quality, speed, video
+from data.media import Video
 from data.toy_cats import ensure_toy_cats
 from options import VanillaOptions, parse_command_line
-from tests.conftest import TINY, FinishedRun, resume
+from tests.conftest import TINY, FinishedRun, resume, train
 
 
 @pytest.fixture
@@ -119,6 +120,28 @@ def test_quality(photos, tmp_path, monkeypatch, capsys):
         trained["spectral_norm"] and trained["use_diffaug"] and trained["data_aug"] == "deluxe" and trained["seed"] == 2
     )
     assert not FinishedRun(tmp_path / "basic-2-1").options["use_diffaug"]
+
+
+def test_video(domains, tmp_path, monkeypatch, capsys):
+    """The network alone and the command, on a film of the length that is asked for."""
+    assert train(f"--data={domains}", "--train_iters=1", f"--checkpoint_dir={tmp_path}", "--name=run",
+                 script="cycle_gan.py") == 0  # fmt: skip
+    monkeypatch.setattr(video, "toy_cats", lambda size: ensure_toy_cats(tmp_path / "cats", size, train=2, test=2))
+    lengths, rates = [], iter([10.0, 8.0, 20.0, 18.0])
+    for name in ("time_network", "time_translate"):
+        measure = getattr(video, name)
+        monkeypatch.setattr(video, name, lambda run, direction, path, measure=measure: (
+            lengths.append(len(list(Video(path)))), measure(run, direction, path))[1])  # fmt: skip
+    capsys.readouterr()
+    assert video.main([str(tmp_path / "run"), "--direction=Y2X", "--seconds=0.5", "--rounds=1"]) == 0
+    assert lengths == [15, 15]
+    number = r"\d+\.\d+"
+    assert re.fullmatch(rf"the network {number} frames/s, translate {number}: {number} \({number}\)\n",
+                        capsys.readouterr().out)  # fmt: skip
+    for name in ("time_network", "time_translate"):
+        monkeypatch.setattr(video, name, lambda *arguments: next(rates))
+    assert video.main([str(tmp_path / "run"), "--seconds=0.1", "--rounds=2"]) == 0
+    assert capsys.readouterr().out == "the network 15.0 frames/s, translate 13.0: 0.85 (0.80, 0.90)\n"
 
 
 def test_every_case_of_the_table_is_a_command():

@@ -1,6 +1,9 @@
 """Latents, walks, pads and video files, against independent computations."""
 
+import threading
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import av
@@ -10,7 +13,7 @@ import torch
 from PIL import Image
 
 import generate
-from data.media import Frame, Video, ahead, read_image, write_image, write_video
+from data.media import Frame, Video, ahead, map_ahead, read_image, write_image, write_video
 from models import CycleGenerator
 from tests.conftest import make_photo
 from utils import UserError
@@ -374,3 +377,59 @@ def test_ahead():
         for item in ahead(items()):
             seen.append(item)
     assert seen == list(range(100))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_map_ahead(workers):
+    """Results in order though later items are done first, so many under way at once and no more, errors at their
+    place."""
+    taken, prepared, together = [], [], threading.Barrier(workers, timeout=30)
+
+    def items():
+        for i in range(30):
+            taken.append(i)
+            yield i
+
+    def work(i: int) -> int:
+        if i < workers:
+            together.wait()  # as many at once as there are workers, or this ends in an error
+        time.sleep(0.01 * (i % 3 == 0))
+        if i == 20:
+            raise ValueError("at 20")
+        return -i
+
+    results = map_ahead(work, items(), workers, lambda: prepared.append(threading.get_ident()))
+    for i in range(20):
+        assert next(results) == -i and len(taken) <= i + 1 + workers + 1
+    with pytest.raises(ValueError, match="at 20"):
+        next(results)
+    assert len(set(prepared)) == len(prepared) == workers
+    assert list(map_ahead(str, [], workers, list)) == [] and list(map_ahead(str, [1], workers, list)) == ["1"]
+
+
+def test_each_core_has_frames_of_its_own(G, monkeypatch):
+    """Of small frames, so that memory allows it; in order, and the number of threads is what it was."""
+    frames = [Frame(i, 1, np.full((16, 16, 3), 8 * i, np.uint8)) for i in range(20)]
+    alone = list(generate.translate_frames(G, frames, 0.5))
+    translate_pixels, seen = generate.translate_pixels, []
+
+    def note(G, pixels):
+        seen.append((threading.get_ident(), torch.get_num_threads(), len(pixels)))
+        return translate_pixels(G, pixels)
+
+    monkeypatch.setattr(generate, "translate_pixels", note)
+    monkeypatch.setattr(generate, "_BATCH_PIXELS", 2 * 16 * 16)
+    torch.set_num_threads(4)
+    try:
+        for budget, workers, share in ((16 * 2**10, 4, 1), (4 * 16 * 16, 2, 2), (1, 1, 4)):
+            seen.clear()
+            monkeypatch.setattr(generate, "_PIXELS_AT_ONCE", budget)
+            for one, many in zip(alone, generate.translate_frames(G, frames, 0.5), strict=True):
+                assert one.time == many.time and np.array_equal(one.pixels, many.pixels)
+            threads, shares, sizes = zip(*seen, strict=True)
+            assert len(set(threads)) <= workers and set(shares) == {share} and set(sizes) == {2}
+            assert torch.get_num_threads() == 4
+            with ThreadPoolExecutor(1) as pool:
+                assert pool.submit(torch.get_num_threads).result() == 4
+    finally:
+        torch.set_num_threads(1)
