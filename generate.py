@@ -352,6 +352,24 @@ def load_for(options: argparse.Namespace, script: str) -> Trained:
     return trained
 
 
+def on_every_core(
+    G: nn.Module, function: Callable[[Any], Any], items: Iterable[Any], most: int | None = None
+) -> Iterator[Any]:
+    """Yield function(item), which calls G, for each item in order; on a CPU so that each core has items of its own.
+
+    Cores that share an item wait for each other at every layer, and for what decodes and writes beside them.
+
+    Args:
+        most: items at a time, for want of memory; each then has several cores.
+    """
+    cores = torch.get_num_threads()
+    workers = min(cores, most or cores) if next(G.parameters()).device.type == "cpu" else 1
+    try:
+        yield from map_ahead(function, items, workers, lambda: torch.set_num_threads(cores // workers))
+    finally:
+        torch.set_num_threads(cores)  # the number set last is that of all later threads
+
+
 def to_pixels(image: Tensor) -> np.ndarray:
     """Image (3, H, W) in [-1, 1] or of uint8 -> uint8 (H, W, 3)."""
     image = image if image.dtype == torch.uint8 else to_uint8(image)
@@ -379,12 +397,15 @@ def sample(options: argparse.Namespace) -> int:
     G = load_for(options, "vanilla_gan.py").generators["z"]
     device = next(G.parameters()).device
 
-    # Draw the images one by one: in a batch the last bits would depend on the others. Files are written meanwhile.
-    drawn = ahead(G(options.truncation * latent_of(seed, G.noise_size).to(device)) for seed in options.seeds)
-    images = []
-    for seed, image in progress(zip(options.seeds, drawn, strict=True), "sample", "images", len(options.seeds)):
+    # Draw and write the images one by one: in a batch the last bits would depend on the others.
+    def draw(seed: int) -> Tensor:
+        image = G(options.truncation * latent_of(seed, G.noise_size).to(device))  # (1, 3, S, S)
         if folder is not None:
-            write_image(folder / f"seed-{seed:06d}.png", to_pixels(image[0]))  # image: (1, 3, S, S)
+            write_image(folder / f"seed-{seed:06d}.png", to_pixels(image[0]))
+        return image
+
+    images = []
+    for image in progress(on_every_core(G, draw, options.seeds), "sample", "images", len(options.seeds)):
         if grid is not None:
             images.append(image)
 
@@ -467,13 +488,13 @@ def interpolate(options: argparse.Namespace) -> int:
     latents = zip(*(walk(points, options.frames, options.loop, between) for points in walks), strict=True)
 
     # Draw and write frame by frame, each image alone, so that it is the one that `sample` draws.
-    def draw() -> Iterator[Frame]:
-        for i, zs in enumerate(latents):
-            images = torch.cat([G(z.to(device)) for z in zs])  # (walks, 3, S, S)
-            yield Frame(i, 1, to_pixels(image_grid(images, math.ceil(math.sqrt(len(images))))))
+    def draw(zs: tuple[Tensor, ...]) -> np.ndarray:
+        images = torch.cat([G(z.to(device)) for z in zs])  # (walks, 3, S, S)
+        return to_pixels(image_grid(images, math.ceil(math.sqrt(len(images)))))
 
     rate = Fraction(options.fps).limit_denominator(1001)
-    frames = progress(ahead(draw()), "film", "frames", options.frames)
+    drawn = progress(on_every_core(G, draw, latents), "film", "frames", options.frames)
+    frames = (Frame(i, 1, pixels) for i, pixels in enumerate(drawn))
     write_video(path, frames, rate, 1 / rate, loop=options.loop)
     print(f"wrote {options.frames} frames, {float(options.frames / rate):.1f} s, to {path}")
     return 0
@@ -530,8 +551,7 @@ def translate_image(G: nn.Module, pixels: np.ndarray) -> np.ndarray:
 def translate_frames(G: nn.Module, frames: Iterable[Frame], smooth: float) -> Iterator[Frame]:
     """Translate frames as they come, small ones several at once.
 
-    What is shown is smooth x what was shown before + (1 - smooth) x the translation. On a CPU each core has frames of
-    its own: cores that share a frame wait for each other at every layer, and for what decodes and encodes beside them.
+    What is shown is smooth x what was shown before + (1 - smooth) x the translation.
     """
     frames = iter(frames)
     first = next(frames, None)
@@ -541,21 +561,16 @@ def translate_frames(G: nn.Module, frames: Iterable[Frame], smooth: float) -> It
     size = min(8, max(1, _BATCH_PIXELS // (height * width)))
     frames = itertools.chain([first], frames)
     batches = iter(lambda: list(itertools.islice(frames, size)), [])
-    cores, workers = torch.get_num_threads(), 1
-    if next(G.parameters()).device.type == "cpu":
-        workers = min(cores, max(1, _PIXELS_AT_ONCE // (size * height * width)))
+    most = max(1, _PIXELS_AT_ONCE // (size * height * width))
 
     def translate(batch: list[Frame]) -> tuple[list[Frame], Tensor]:
         return batch, translate_pixels(G, np.stack([frame.pixels for frame in batch]))
 
     shown = None
-    try:
-        for batch, images in map_ahead(translate, batches, workers, lambda: torch.set_num_threads(cores // workers)):
-            for frame, image in zip(batch, images, strict=True):
-                shown = image if shown is None else blend(image, shown, smooth)  # (3, H, W)
-                yield frame._replace(pixels=to_pixels(shown))
-    finally:
-        torch.set_num_threads(cores)  # a thread's number becomes that of all later threads
+    for batch, images in on_every_core(G, translate, batches, most):
+        for frame, image in zip(batch, images, strict=True):
+            shown = image if shown is None else blend(image, shown, smooth)  # (3, H, W)
+            yield frame._replace(pixels=to_pixels(shown))
 
 
 def translate_files(G: nn.Module, files: list[Path], targets: list[Path], size: int | None) -> int:
