@@ -18,6 +18,7 @@ import torch
 import data_loader
 import evaluate
 import generate
+from benchmarks import speed
 from data.media import Frame, write_video
 from tests.conftest import ROOT, TINY, FinishedRun, command, make_photo, resume
 from utils import run_main
@@ -52,29 +53,34 @@ def project(checkout):
 
 @pytest.fixture(scope="module")
 def results(project):
-    """What each command did: first those that start a run, two at a time, then in order those that go on with one, and
-    at last those that use one; these, and the many presets, in this process, which has torch already."""
+    """What each command did. Those without a flag, that of torchrun, one that goes on and the lists of presets are
+    commands, two at a time where they don't need each other; the others run in this process, which has torch already.
+    """
 
-    def run(line: str):
+    def read(line: str) -> tuple[str, str, list[str]]:
+        """Split into program, script, and arguments, with those that make it short."""
         program, *arguments = shlex.split(line)
-        launcher = []
-        if program == "torchrun":
-            launcher = ["-m", "torch.distributed.run", "--standalone", arguments.pop(0)]
-        script, *arguments = arguments
-        if script.startswith("benchmarks/"):
-            return line, command(project / script, *arguments, "--seconds=0.1", "--rounds=1", cwd=project)
-        if "list" not in arguments:
+        script = next(argument for argument in arguments if argument.endswith(".py"))
+        arguments = arguments[arguments.index(script) + 1 :]
+        if script in TINY and "list" not in arguments:
             resumed = arguments[arguments.index("--resume") + 1] if "--resume" in arguments else "none"
             extra = [f"--train_iters={2 + len(list((project / resumed).glob('checkpoint-*.pt')))}"]
             arguments += extra if "--resume" in arguments else [*TINY[script], *extra, "--log_step=1"]
+        return program, script, arguments
+
+    def run(line: str):
+        program, script, arguments = read(line)
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if program == "torchrun" else []
         return line, command(project / script, *arguments, launcher=launcher, cwd=project)
 
     def use(line: str):
-        _, script, *arguments = shlex.split(line)
+        _, script, arguments = read(line)
         if script == "evaluate.py" and "--features" not in arguments:
             arguments.append("--features=pixels")  # rather than download Inception
         if script in TINY:
-            start = partial(resume, *arguments, *TINY[script], "--train_iters=2", "--log_step=1", script=script)
+            start = partial(resume, *arguments, script=script)
+        elif script == "benchmarks/speed.py":
+            start = partial(speed.main, [*arguments, "--seconds=0.1", "--rounds=1"])
         else:
             module = {"evaluate.py": evaluate, "generate.py": generate}[script]
             start = partial(run_main, lambda: module.main(module.parse(arguments)), script)
@@ -89,18 +95,18 @@ def results(project):
         return line, subprocess.CompletedProcess(line, code, out.getvalue(), err.getvalue())
 
     lines = commands()
-    starting, resuming, using = [], [], []
-    for line in lines:
-        uses = line.startswith(("python evaluate.py", "python generate.py")) or (
-            "--preset " in line and "list" not in line
-        )
-        (using if uses else resuming if "--resume" in line else starting).append(line)
+    apart = [line for line in lines if line.count(" ") == 1 or "list" in line or "torchrun" in line]
+    goes_on = "python vanilla_gan.py --resume checkpoints/my-cats"
     with ThreadPoolExecutor(2) as pool:
-        results = dict(pool.map(run, starting))
-    results |= dict(map(run, resuming))
+        results = dict(pool.map(run, [line for line in apart if "--resume" not in line]))
+    results |= dict(run(line) for line in apart if "--resume" in line)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data_loader, "_DATA_ROOT", project / "data")
-        return results | dict(map(use, using))
+        patch.setattr(speed, "measure_apart", speed.measure_here)
+        for line in lines:
+            if line not in results:
+                results |= [(run if line == goes_on else use)(line)]
+    return results
 
 
 @pytest.mark.parametrize("line", commands())
