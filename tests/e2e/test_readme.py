@@ -57,20 +57,20 @@ def results(project):
     commands, two at a time where they don't need each other; the others run in this process, which has torch already.
     """
 
-    def read(line: str) -> tuple[str, str, list[str]]:
-        """Split into program, script, and arguments, with those that make it short."""
+    def read(line: str) -> tuple[list[str], str, list[str]]:
+        """Split into launcher, script, and arguments, with those that make it short."""
         program, *arguments = shlex.split(line)
-        script = next(argument for argument in arguments if argument.endswith(".py"))
-        arguments = arguments[arguments.index(script) + 1 :]
+        at = next(i for i, argument in enumerate(arguments) if argument.endswith(".py"))
+        launcher = ["-m", "torch.distributed.run", "--standalone", *arguments[:at]] if program == "torchrun" else []
+        script, *arguments = arguments[at:]
         if script in TINY and "list" not in arguments:
             resumed = arguments[arguments.index("--resume") + 1] if "--resume" in arguments else "none"
             extra = [f"--train_iters={2 + len(list((project / resumed).glob('checkpoint-*.pt')))}"]
             arguments += extra if "--resume" in arguments else [*TINY[script], *extra, "--log_step=1"]
-        return program, script, arguments
+        return launcher, script, arguments
 
     def run(line: str):
-        program, script, arguments = read(line)
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if program == "torchrun" else []
+        launcher, script, arguments = read(line)
         return line, command(project / script, *arguments, launcher=launcher, cwd=project)
 
     def use(line: str):
