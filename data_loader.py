@@ -336,7 +336,7 @@ class ImageBatches:
 
     def describe(self) -> list[str]:
         """Return what was loaded, and what to know about it, as lines for the user."""
-        place = f"in memory, {self.images.nbytes / 1e6:.0f} MB" if self.is_cached else "streamed from disk"
+        place = f"in memory, {self.images.nbytes / 1e6:.1f} MB" if self.is_cached else "streamed from disk"
         lines = [f"{len(self)} images from {self.files[0].parent}, {self.stored_size}x{self.stored_size}, {place}"]
         lines[0] += self._source
         if self.test:

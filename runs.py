@@ -860,8 +860,8 @@ def read_checkpoint(where: Path, warn: Callable[[str], None], which: str = "newe
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Return the centered moving average over a tenth of the curve; at its ends over what there is."""
-    width = max(1, len(values) // 20) * 2 + 1
+    """Return the centered moving average over a tenth of a curve, at its ends over what there is; short ones as is."""
+    width = len(values) // 20 * 2 + 1
     kernel = np.ones(min(width, 2 * len(values) - 1))
     half = len(kernel) // 2
     return (np.convolve(values, kernel) / np.convolve(np.ones_like(values), kernel))[half : half + len(values)]
