@@ -593,12 +593,16 @@ def picture_of_nearest(case: Case, distances: Tensor, places: Tensor) -> Tensor:
     return image_grid(from_uint8(pairs), columns=8, padding=6)
 
 
-def read_folder(folder: str, size: int | None) -> Tensor:
-    """Return the images of a folder, uint8 (N, 3, H, W): at their own size if that is one, else squares of `size`."""
+def read_folder(folder: str, size: int | None, argument: str = "REFERENCE") -> Tensor:
+    """Return the images of a folder, uint8 (N, 3, H, W): at their own size if that is one, else squares of `size`.
+
+    Args:
+        argument: that named the folder, for messages.
+    """
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f"{folder} is neither a run folder, nor a checkpoint, nor a folder of images; give one of them")
-    files = list_images(path, flag="REFERENCE")
+    files = list_images(path, flag=argument)
     with ThreadPoolExecutor() as pool:
         decoded = list(progress(pool.map(partial(try_decode, size=size), files), "decode", "images", len(files)))
     bad = [f"{file.name} ({image})" for file, image in zip(files, decoded, strict=True) if isinstance(image, str)]
@@ -674,7 +678,8 @@ def read_folders(request: argparse.Namespace) -> Case:
     for flag, default in {"checkpoint": "newest", "num_images": None}.items():
         if getattr(request, flag) != default:
             raise UserError(f"--{flag}: {request.run} is no run; leave the flag out")
-    made, real = (read_folder(folder, request.image_size) for folder in (request.run, request.reference))
+    made = read_folder(request.run, request.image_size, "RUN_OR_FOLDER")
+    real = read_folder(request.reference, request.image_size)
     if made.shape[1:] != real.shape[1:]:
         raise UserError("--image_size: the images of the two folders differ in size; say which one they are to have")
     return Case("folder", str(Path(request.reference).resolve()), made, real)

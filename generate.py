@@ -148,10 +148,10 @@ def build_parser() -> tuple[OneLineParser, dict[str, OneLineParser]]:
 
     translate = add_command("translate", TRANSLATE_HELP, "OUTPUT what INPUT is: an image, a folder or a video")
     translate.add_argument("input", metavar="INPUT", help="image, folder of images, or video")
-    translate.add_argument("--direction", metavar="{X2Y,Y2X}", help="from which domain to which")
+    translate.add_argument("--direction", metavar="{X2Y,Y2X}", help="from which domain to which; required")
     translate.add_argument(
         "--image_size", type=number(int, "from 8 to 8192", lambda s: 8 <= s <= 8192), metavar="S",
-        help="resize the shorter side to S first; default: as it is",
+        help="resize the shorter side to S first, and leave the translation so; default: as it is",
     )  # fmt: skip
     translate.add_argument(
         "--smooth", type=number(float, "from 0 to below 1", lambda a: 0 <= a < 1), metavar="A",

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 import generate
 from data.media import Frame, Video, read_image, write_video
@@ -80,7 +81,7 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         video = Path(folder) / "film.mp4"
         write_video(video, film(options.seconds), Fraction(_RATE), Fraction(1, _RATE))
-        for _ in range(options.rounds):
+        for _ in tqdm(range(options.rounds), "video", unit=" rounds", disable=None):
             rates.append([time(options.run, options.direction, video) for time in (time_network, time_translate)])
     alone, whole = (statistics.median(column) for column in zip(*rates, strict=True))
     ratios = [pair[1] / pair[0] for pair in rates]

@@ -61,6 +61,7 @@ def world(tmp_path_factory) -> Path:
     cats = ensure_toy_cats(world / "cats", 32, train=8, test=5)
     assert train(*common, f"--data={cats}", "--name=toys", script="cycle_gan.py") == 0
     (world / "one").mkdir()
+    (world / "empty").mkdir()
     make_photo((40, 40), 0).save(world / "one" / "a.png")
     (world / "sized").mkdir()
     make_photo((40, 40), 0).save(world / "sized" / "a.png")
@@ -342,6 +343,8 @@ MISTAKES = {
     "features of nothing": (["{w}/dcgan", "--features={w}/file.txt"], ["--features", "file.txt"]),
     "no weights": (["{w}/dcgan", "--inception_weights={w}/no.pth"], ["--inception_weights", "no.pth", "https://"]),
     "other weights": (["{w}/dcgan", "--inception_weights={w}/file.txt"], ["--inception_weights", "file.txt"]),
+    "no image": (["{w}/empty", "{w}/photos"], ["RUN_OR_FOLDER", "no image in", "empty"]),
+    "no real image": (["{w}/photos", "{w}/empty"], ["REFERENCE", "no image in", "empty"]),
     "one image in a folder": (["{w}/one", "{w}/photos"], ["one", "too few"]),
     "one real image": (["{w}/dcgan", "{w}/one"], ["one", "too few"]),
     "seed": (["{w}/dcgan", "--seed=99999999999999999999"], ["--seed", "below 2^63"]),
