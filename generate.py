@@ -236,7 +236,7 @@ from utils import (
 )
 
 _BATCH_PIXELS = 2**18  # of frames that pass through the network at once, as far as they are small
-_PIXELS_AT_ONCE = 2**20  # of frames that the cores of a CPU work at, each at its own: up to 1 GB, with large networks
+_PIXELS_AT_ONCE = 2**20  # of frames that the cores of a CPU work at, each at its own: about 1 GB, with large networks
 _WALK_STEP = 0.5  # largest step of a random walk, of each coordinate of z
 _EXPORT_TOLERANCE = 1e-4  # largest difference between an exported network and PyTorch, on a scale of [-1, 1]
 
@@ -357,15 +357,18 @@ def on_every_core(
 ) -> Iterator[Any]:
     """Yield function(item), which calls G, for each item in order; on a CPU so that each core has items of its own.
 
-    Cores that share an item wait for each other at every layer, and for what decodes and writes beside them.
+    Cores that share an item wait for each other at every layer, and for what decodes and writes beside them. Any other
+    device has two items, so that one is written while it works at the next. PyTorch's number of threads is that of an
+    item until the last one is done.
 
     Args:
         most: items at a time, for want of memory; each then has several cores.
     """
     cores = torch.get_num_threads()
-    workers = min(cores, most or cores) if next(G.parameters()).device.type == "cpu" else 1
+    workers = cores if next(G.parameters()).device.type == "cpu" else 2
+    workers = min(workers, most or workers)
     try:
-        yield from map_ahead(function, items, workers, lambda: torch.set_num_threads(cores // workers))
+        yield from map_ahead(function, items, workers, lambda: torch.set_num_threads(max(1, cores // workers)))
     finally:
         torch.set_num_threads(cores)  # the number set last is that of all later threads
 

@@ -492,7 +492,9 @@ class Run:
         started = time.monotonic()
         if not self.rows or not (now or started >= self._next_plot):
             return
-        gc.freeze()  # leaves what is there already out of the collection below
+        if not gc.get_freeze_count():  # once: leaves all that the imports made out of the collections below
+            gc.collect()
+            gc.freeze()
         figure = draw_losses(self.rows, panels, self.folder.name, *find_scores(self.metrics))
         drawn = io.BytesIO()
         with warnings.catch_warnings():
@@ -501,7 +503,6 @@ class Run:
         write_bytes(self.folder / "losses.png", drawn.getvalue())
         figure = None
         gc.collect()  # a figure is full of cycles: dozens would pile up, megabytes each, before Python looks for them
-        gc.unfreeze()
         finished = time.monotonic()
         self._next_plot = finished + max(_PLOT_SECONDS, (finished - started) / _PLOT_SHARE)
 

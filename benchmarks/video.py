@@ -23,7 +23,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 import generate
@@ -75,8 +74,7 @@ def main(arguments: list[str]) -> int:
     if options.seconds < 0.1 or options.rounds < 1:
         parser.error("--seconds and --rounds: use at least 0.1 and 1")
 
-    keep_freed_memory()
-    torch.set_flush_denormal(True)
+    keep_freed_memory()  # as the command does
     rates = []
     with tempfile.TemporaryDirectory() as folder:
         video = Path(folder) / "film.mp4"

@@ -293,6 +293,8 @@ def map_ahead(
 ) -> Iterator[Result]:
     """Yield function(item) in the order of the items, computed in several threads, one item a thread.
 
+    An error of the function comes where it happened; one of the items at once.
+
     Args:
         workers: threads; so many items and one more are under way.
         prepare: called once in each thread.

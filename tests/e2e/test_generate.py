@@ -1,6 +1,7 @@
 """generate.py on two tiny runs: what each flag changes, what each mistake leads to, and what is left on disk."""
 
 import shutil
+import threading
 import time
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 import generate
 from data.media import Frame, Video, write_video
 from generate import load_generator
-from models import sample_latents
+from models import DCGenerator, sample_latents
 from tests.conftest import ROOT, command, make_domains, make_photo, train
 from tests.e2e.test_bad_input import snapshot
 from utils import UserError, run_main
@@ -87,6 +88,27 @@ def test_image_is_that_of_the_moving_average_of_z_uniform(place):
     expected = ((G(z)[0] + 1) * 127.5).round().permute(1, 2, 0).numpy()
     assert np.abs(pixels("out/seed-000005.png") - expected).max() <= 1
     assert not G.training and not any(parameter.requires_grad for parameter in G.parameters())
+
+
+def test_what_is_made_depends_on_no_number_of_threads(place, monkeypatch):
+    """To the last bit. With four, four images are made at once."""
+    used = set()
+    forward = DCGenerator.forward
+    monkeypatch.setattr(DCGenerator, "forward", lambda G, z: used.add(threading.get_ident()) or forward(G, z))
+    for threads in (1, 4):
+        torch.set_num_threads(threads)
+        used.clear()
+        try:
+            assert use("sample", "cats", "-n40", "-o", f"out{threads}", "--grid", f"grid{threads}.png") == 0
+            assert use("interpolate", "cats", "--seeds=0-2", "--frames=20", "-o", f"walk{threads}.gif") == 0
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(1)
+    assert len(used) > 1
+    made = [*(place / "out1").iterdir(), place / "grid1.png", place / "walk1.gif"]
+    assert len(made) == 42
+    for path in made:
+        assert path.read_bytes() == (place / str(path.relative_to(place)).replace("1", "4", 1)).read_bytes()
 
 
 def test_truncation_and_checkpoint_change_the_images(place):

@@ -6,12 +6,14 @@ import json
 import os
 import threading
 import warnings
+import weakref
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import nn
 
 import runs
 from options import VanillaOptions
@@ -246,6 +248,24 @@ def test_letters_that_the_font_has_not(tmp_path):
         warnings.simplefilter("error")
         run.plot_losses({"": ["G"]}, now=True)
     assert (run.folder / "losses.png").exists()
+
+
+def test_a_plot_collects_all_garbage(tmp_path):
+    """Of evaluations too, whose metrics hold the features of all images."""
+    run = create(tmp_path, name="x")
+
+    def forget() -> weakref.ref:
+        circle = nn.Identity()
+        circle.itself = [circle]
+        return weakref.ref(circle)
+
+    run.rows = [{"step": 1, "G": 1.0, "lr": 1.0}]
+    gc.unfreeze()  # what tests before this one froze
+    for _ in range(3):
+        forgotten = forget()
+        run.plot_losses({"": ["G"]}, now=True)
+        assert forgotten() is None
+    assert gc.get_freeze_count() > 10_000, "what is there for good is not looked at each time"
 
 
 def test_smoothing_keeps_constants_and_averages_the_rest():
