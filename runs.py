@@ -492,9 +492,6 @@ class Run:
         started = time.monotonic()
         if not self.rows or not (now or started >= self._next_plot):
             return
-        if not gc.get_freeze_count():  # once: leaves all that the imports made out of the collections below
-            gc.collect()
-            gc.freeze()
         figure = draw_losses(self.rows, panels, self.folder.name, *find_scores(self.metrics))
         drawn = io.BytesIO()
         with warnings.catch_warnings():
