@@ -188,6 +188,7 @@ def test_fewer_images_than_a_batch(photos):
     assert images.batch(0).shape[0] == 8
     assert any(line.startswith("Warning: 3 images make less than a batch of 8") for line in images.describe())
     assert not any("Warning" in line for line in batches(list_images(photos)).describe())
+    assert f"in memory, {3 * 3 * images.images.shape[2] ** 2 / 1e6:.1f} MB" in images.describe()[0]
 
 
 @pytest.mark.parametrize("num_workers", [1, 4])
