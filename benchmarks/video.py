@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> int:
         video = Path(folder) / "film.mp4"
         write_video(video, film(options.seconds), Fraction(_RATE), Fraction(1, _RATE))
         for _ in tqdm(range(options.rounds), "video", unit=" rounds", disable=None):
-            rates.append([time(options.run, options.direction, video) for time in (time_network, time_translate)])
+            rates.append([measure(options.run, options.direction, video) for measure in (time_network, time_translate)])
     alone, whole = (statistics.median(column) for column in zip(*rates, strict=True))
     ratios = [pair[1] / pair[0] for pair in rates]
     each = ", ".join(f"{ratio:.2f}" for ratio in ratios)

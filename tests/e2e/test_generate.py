@@ -1,5 +1,6 @@
 """generate.py on two tiny runs: what each flag changes, what each mistake leads to, and what is left on disk."""
 
+import itertools
 import shutil
 import threading
 import time
@@ -92,19 +93,26 @@ def test_image_is_that_of_the_moving_average_of_z_uniform(place):
 
 def test_what_is_made_depends_on_no_number_of_threads(place, monkeypatch):
     """To the last bit. With four, four images are made at once."""
-    used = set()
     forward = DCGenerator.forward
-    monkeypatch.setattr(DCGenerator, "forward", lambda G, z: used.add(threading.get_ident()) or forward(G, z))
     for threads in (1, 4):
         torch.set_num_threads(threads)
-        used.clear()
         try:
-            assert use("sample", "cats", "-n40", "-o", f"out{threads}", "--grid", f"grid{threads}.png") == 0
-            assert use("interpolate", "cats", "--seeds=0-2", "--frames=20", "-o", f"walk{threads}.gif") == 0
+            for line in (
+                f"sample cats -n40 -o out{threads} --grid grid{threads}.png",
+                f"interpolate cats --seeds=0-2 --frames=20 -o walk{threads}.gif",
+            ):
+                calls, together = itertools.count(), threading.Barrier(threads, timeout=30)
+
+                def at_once(G, z, calls=calls, together=together, threads=threads):
+                    if next(calls) < threads:
+                        together.wait()  # the first calls are under way at the same time, or this is an error
+                    return forward(G, z)
+
+                monkeypatch.setattr(DCGenerator, "forward", at_once)
+                assert use(*line.split()) == 0
             assert torch.get_num_threads() == threads
         finally:
             torch.set_num_threads(1)
-    assert len(used) > 1
     made = [*(place / "out1").iterdir(), place / "grid1.png", place / "walk1.gif"]
     assert len(made) == 42
     for path in made:

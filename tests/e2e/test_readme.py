@@ -18,7 +18,6 @@ import torch
 import data_loader
 import evaluate
 import generate
-from benchmarks import speed
 from data.media import Frame, write_video
 from tests.conftest import ROOT, TINY, FinishedRun, command, make_photo, resume
 from utils import run_main
@@ -53,8 +52,9 @@ def project(checkout):
 
 @pytest.fixture(scope="module")
 def results(project):
-    """What each command did. Those without a flag, that of torchrun, one that goes on and the lists of presets are
-    commands, two at a time where they don't need each other; the others run in this process, which has torch already.
+    """What each command did. Those without a flag, those of torchrun, one that goes on, the benchmark and the lists of
+    presets are commands, two at a time where they don't need each other; the others run in this process, which has
+    torch already.
     """
 
     def read(line: str) -> tuple[list[str], str, list[str]]:
@@ -67,6 +67,8 @@ def results(project):
             resumed = arguments[arguments.index("--resume") + 1] if "--resume" in arguments else "none"
             extra = [f"--train_iters={2 + len(list((project / resumed).glob('checkpoint-*.pt')))}"]
             arguments += extra if "--resume" in arguments else [*TINY[script], *extra, "--log_step=1"]
+        if script.startswith("benchmarks/"):
+            arguments += ["--seconds=0.1", "--rounds=1"]
         return launcher, script, arguments
 
     def run(line: str):
@@ -79,8 +81,6 @@ def results(project):
             arguments.append("--features=pixels")  # rather than download Inception
         if script in TINY:
             start = partial(resume, *arguments, script=script)
-        elif script == "benchmarks/speed.py":
-            start = partial(speed.main, [*arguments, "--seconds=0.1", "--rounds=1"])
         else:
             module = {"evaluate.py": evaluate, "generate.py": generate}[script]
             start = partial(run_main, lambda: module.main(module.parse(arguments)), script)
@@ -95,14 +95,13 @@ def results(project):
         return line, subprocess.CompletedProcess(line, code, out.getvalue(), err.getvalue())
 
     lines = commands()
-    apart = [line for line in lines if line.count(" ") == 1 or "list" in line or "torchrun" in line]
+    apart = [line for line in lines if line.count(" ") == 1 or re.search("list|torchrun|benchmarks/", line)]
     goes_on = "python vanilla_gan.py --resume checkpoints/my-cats"
     with ThreadPoolExecutor(2) as pool:
         results = dict(pool.map(run, [line for line in apart if "--resume" not in line]))
     results |= dict(run(line) for line in apart if "--resume" in line)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data_loader, "_DATA_ROOT", project / "data")
-        patch.setattr(speed, "measure_apart", speed.measure_here)
         for line in lines:
             if line not in results:
                 results |= [(run if line == goes_on else use)(line)]
