@@ -1,4 +1,4 @@
-"""Differentiable augmentation of a batch, for real and generated images alike, in D's update and in G's.
+"""Differentiable augmentation of a batch of real or generated images, in D's update and in G's update.
 
 DiffAugment (Zhao et al. 2020, "Differentiable Augmentation for Data-Efficient GAN Training", arXiv:2006.10738). An
 operation is a pure function of the images and of uniform numbers in [0, 1), so that a test can fix the draws.
@@ -7,17 +7,13 @@ operation is a pure function of the images and of uniform numbers in [0, 1), so 
 import torch
 from torch import Tensor
 
-from utils import count_processes, my_part
+from system.processes import count_processes, local_shard
+from utils import uniform_to_index
 
 
 def _per_image(u: Tensor) -> Tensor:
     """(B,) -> (B, 1, 1, 1)"""
     return u.view(-1, 1, 1, 1)
-
-
-def _choose(u: Tensor, count: int) -> Tensor:
-    """Turn numbers in [0, 1) into whole ones in [0, count). The product may round up to count, once in 2^24 draws."""
-    return (u * count).long().clamp(max=count - 1)
 
 
 def brightness(x: Tensor, u: Tensor) -> Tensor:
@@ -38,10 +34,10 @@ def contrast(x: Tensor, u: Tensor) -> Tensor:
 
 
 class _Shift(torch.autograd.Function):
-    """Move image b down by dy[b] and right by dx[b] pixels; what comes in from outside is 0.
+    """Move image b down by dy[b] and right by dx[b] pixels; pixels from outside are 0.
 
-    The adjoint of a shift is the opposite shift, so the backward pass is a gather too: no scatter, and the same result
-    at every run on a GPU.
+    The adjoint of a shift is the opposite shift, so the backward pass is a gather, too. A scatter would add in random
+    order on a GPU, with another result in every run.
     """
 
     @staticmethod
@@ -67,18 +63,18 @@ class _Shift(torch.autograd.Function):
 def translation(x: Tensor, u: Tensor) -> Tensor:
     """Shift each image by whole pixels, up to an eighth of its size either way; the border fills with 0 (gray)."""
     reach_y, reach_x = x.shape[2] // 8, x.shape[3] // 8
-    dy = _choose(u[:, 0], 2 * reach_y + 1) - reach_y  # (B,) in [-reach_y, reach_y]
-    dx = _choose(u[:, 1], 2 * reach_x + 1) - reach_x
+    dy = uniform_to_index(u[:, 0], 2 * reach_y + 1) - reach_y  # (B,) in [-reach_y, reach_y]
+    dx = uniform_to_index(u[:, 1], 2 * reach_x + 1) - reach_x
     return _Shift.apply(x, dy, dx)
 
 
 def cutout(x: Tensor, u: Tensor) -> Tensor:
-    """Set a rectangle of half the height and width to 0 (gray). Its center may lie anywhere, so it may stick out."""
+    """Set a rectangle of half the height and width to 0 (gray). Its center is anywhere, so part may lie outside."""
 
     def covered(length: int, u: Tensor) -> Tensor:
         """(B,) -> (B, length): whether a row or column lies in the rectangle."""
         size = length // 2
-        start = _choose(u, length + 1 - size % 2) - size // 2
+        start = uniform_to_index(u, length + 1 - size % 2) - size // 2
         offset = torch.arange(length, device=x.device) - start[:, None]
         return (offset >= 0) & (offset < size)
 
@@ -86,7 +82,7 @@ def cutout(x: Tensor, u: Tensor) -> Tensor:
     return x * ~(rows[:, None, :, None] & cols[:, None, None, :])
 
 
-# Name in a policy -> its operations, each with the number of uniforms that it takes per image.
+# Name in a policy -> its operations, each with the number of uniforms that it needs per image.
 POLICIES = {
     "color": ((brightness, 1), (saturation, 1), (contrast, 1)),
     "translation": ((translation, 2),),
@@ -109,7 +105,7 @@ def diff_augment(images: Tensor, policy: str, uniforms: Tensor | None = None) ->
     Args:
         images: (B, C, H, W), in [-1, 1] or any range in which 0 is neutral. The result may leave the range.
         policy: names of POLICIES, separated by commas, applied in that order; "" returns the images as they are.
-        uniforms: (B, K) in [0, 1), with K the number that the policy takes; drawn when None.
+        uniforms: (B, K) in [0, 1), with K the number that the policy needs; drawn when None.
 
     Raises:
         ValueError: an unknown name in the policy.
@@ -117,7 +113,7 @@ def diff_augment(images: Tensor, policy: str, uniforms: Tensor | None = None) ->
     operations = [operation for name in parse_policy(policy) for operation in POLICIES[name]]
     counts = [count for _, count in operations]
     if uniforms is None:
-        uniforms = my_part(torch.rand(len(images) * count_processes(), sum(counts), device=images.device))
+        uniforms = local_shard(torch.rand(len(images) * count_processes(), sum(counts), device=images.device))
     for (augment, _), u in zip(operations, uniforms.split(counts, dim=1), strict=True):
         images = augment(images, u)
     return images

@@ -1,9 +1,7 @@
-"""Objectives: adversarial losses of logits of any shape, and distances between images. All return a scalar tensor, a
-mean over the batch."""
+"""Objectives: adversarial losses, gradient penalties, and distances between images. All return means over the batch."""
 
-import statistics
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,45 +9,78 @@ from torch import Tensor
 
 
 class AdversarialLoss(NamedTuple):
-    """The three terms of a GAN's game: D minimizes real(D(x)) + fake(D(G(z))), G minimizes generator(D(G(z)))."""
+    """The losses of D and G, of logits of any shape.
 
-    real: Callable[[Tensor], Tensor]
-    fake: Callable[[Tensor], Tensor]
-    generator: Callable[[Tensor], Tensor]
+    D minimizes the sum of discriminator(D(x), D(G(z))), whose two terms are reported as those of real and of fake
+    images. G minimizes generator(D(G(z))), or generator(D(x), D(G(z))) if the loss is relativistic.
+    """
+
+    discriminator: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    generator: Callable[..., Tensor]
+    is_relativistic: bool = False
 
 
-# Least squares (Mao et al. 2017, arXiv:1611.04076): real logits to 1, fake ones to 0, and back to 1 for G.
+# Least squares (Mao et al. 2017, arXiv:1611.04076): real logits to 1, fake ones to 0; G wants them at 1.
 LSGAN = AdversarialLoss(
-    real=lambda logits: (logits - 1).square().mean() / 2,
-    fake=lambda logits: logits.square().mean() / 2,
-    generator=lambda logits: (logits - 1).square().mean(),
+    discriminator=lambda real, fake: ((real - 1).square().mean() / 2, fake.square().mean() / 2),
+    generator=lambda fake: (fake - 1).square().mean(),
 )
 
 # Cross-entropy, with the non-saturating loss of G (Goodfellow et al. 2014, arXiv:1406.2661).
 VANILLA = AdversarialLoss(
-    real=lambda logits: F.softplus(-logits).mean(),  # -log sigmoid(logits)
-    fake=lambda logits: F.softplus(logits).mean(),  # -log(1 - sigmoid(logits))
-    generator=lambda logits: F.softplus(-logits).mean(),
+    discriminator=lambda real, fake: (F.softplus(-real).mean(), F.softplus(fake).mean()),  # -log sigmoid(real), ...
+    generator=lambda fake: F.softplus(-fake).mean(),
 )
 
-# Hinge (Lim & Ye 2017, arXiv:1705.02894): logits past the margins -1 and 1 teach D nothing more.
+# Hinge (Lim & Ye 2017, arXiv:1705.02894): logits beyond the margins -1 and 1 have no gradient for D.
 HINGE = AdversarialLoss(
-    real=lambda logits: F.relu(1 - logits).mean(),
-    fake=lambda logits: F.relu(1 + logits).mean(),
-    generator=lambda logits: -logits.mean(),
+    discriminator=lambda real, fake: (F.relu(1 - real).mean(), F.relu(1 + fake).mean()),
+    generator=lambda fake: -fake.mean(),
 )
 
-GAN_MODES = {
+
+def _relativistic_discriminator(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    """softplus(-(real - fake)): one term of pairs, reported in halves."""
+    half = F.softplus(fake - real).mean() / 2
+    return half, half
+
+
+# Relativistic pairing (Jolicoeur-Martineau 2018, arXiv:1807.00734, as in R3GAN, Huang et al. 2024, arXiv:2501.05441):
+# each real image is to have a larger logit than the fake one beside it. R3GAN adds both gradient penalties.
+RELATIVISTIC = AdversarialLoss(
+    discriminator=_relativistic_discriminator,
+    generator=lambda real, fake: F.softplus(real - fake).mean(),
+    is_relativistic=True,
+)
+
+ADVERSARIAL_LOSSES = {
     "lsgan": LSGAN,
     "vanilla": VANILLA,
     "hinge": HINGE,
+    "relativistic": RELATIVISTIC,
 }
 
 
-def has_won(losses: Sequence[float], gan_mode: str) -> bool:
-    """Whether most of these losses of D, real and fake together, are below 5% of that of a D with logits of 0."""
-    zero, loss = torch.zeros(()), GAN_MODES[gan_mode]
-    return len(losses) > 0 and statistics.median(losses) < 0.05 * (loss.real(zero) + loss.fake(zero)).item()
+# ----------------------------------------------------------------------------------------------------------------------
+# Gradient penalties
+
+
+def gradient_penalty(discriminate: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Return the mean squared norm of the gradient of D with respect to its input (Mescheder et al. 2018,
+    "Which Training Methods for GANs do actually Converge?", arXiv:1801.04406).
+
+    R1 on real images, R2 on generated ones. Of a patch discriminator the mean logit of each image counts. Computed in
+    float32: gradients of gradients lose too many digits in 16 bits.
+
+    Args:
+        discriminate: images -> logits (B, ...), differentiable twice.
+        images: (B, 3, H, W); no gradient flows back to what made them.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        images = images.detach().float().requires_grad_()
+        logits = discriminate(images).flatten(1).mean(dim=1)  # (B,)
+        [gradient] = torch.autograd.grad(logits.sum(), images, create_graph=True)
+        return gradient.square().sum(dim=(1, 2, 3)).mean()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -63,17 +94,16 @@ def ssim_loss(images: Tensor, target: Tensor) -> Tensor:
     Args:
         images, target: (B, 3, H, W) in [-1, 1].
     """
-    # Here, because it takes its time to import.
-    from torchmetrics.functional.image import structural_similarity_index_measure
+    from torchmetrics.functional.image import structural_similarity_index_measure  # here: its import takes a while
 
     images, target = images / 2 + 0.5, target / 2 + 0.5
     with torch.autocast(images.device.type, enabled=False):  # SSIM subtracts squares of nearly equal size
-        ssim = structural_similarity_index_measure(images.float(), target.float(), data_range=1.0)
+        ssim: Any = structural_similarity_index_measure(images.float(), target.float(), data_range=1.0)
     return 0.84 * (1 - ssim) + 0.16 * F.l1_loss(images, target)
 
 
 # Distance of a reconstruction from the original, for images in [-1, 1]: (images, target) -> scalar.
-CYCLE_LOSSES = {
+CYCLE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "L1": F.l1_loss,
     "L2": F.mse_loss,
     "SSIM": ssim_loss,

@@ -1,7 +1,8 @@
-"""The usual course code, as a baseline for speed: what the project would be without its care for speed.
+"""The same trainings in plain code, as course projects have it: the baseline for the speed of the project.
 
-PIL per image in a DataLoader with two workers, nn.Upsample then Conv2d, gradients through G in D's step, Adam as it
-comes, losses read with `.item()` every 10 steps. The networks, losses and sizes are the project's; only speed differs.
+A DataLoader with two workers opens images with PIL, nn.Upsample is followed by Conv2d, gradients flow through G in D's
+step, Adam has its default implementation, and losses are read with `.item()` every 10 steps. The networks, losses and
+sizes are those of the project; only the speed differs.
 """
 
 import itertools
@@ -37,7 +38,7 @@ class Images(Dataset):
 
 
 def batches(folder: Path, image_size: int, batch_size: int, device: torch.device) -> Iterator[Tensor]:
-    """Yield batches for ever, epoch after epoch."""
+    """Yield batches without end, epoch after epoch."""
     loader = DataLoader(
         Images(folder, image_size), batch_size, shuffle=True, num_workers=2, drop_last=True,
         pin_memory=device.type == "cuda",
@@ -116,7 +117,7 @@ def patch70_discriminator(c: int = 64) -> nn.Module:
 
 
 def train_dcgan(root: Path, device: torch.device, tick: Callable[[], None]) -> None:
-    """Train a DCGAN at 64x64, batch 16, for ever. Calls `tick` after every step."""
+    """Train a DCGAN at 64x64, batch 16, without end. Calls `tick` after every step."""
     G, D = dcgan_generator().to(device), dc_discriminator().to(device)
     adam_g = torch.optim.Adam(G.parameters(), 5e-4, (0.5, 0.999))
     adam_d = torch.optim.Adam(D.parameters(), 5e-4, (0.5, 0.999))
@@ -144,7 +145,7 @@ def train_cyclegan(
     build_generator: Callable[[], nn.Module], build_discriminator: Callable[[], nn.Module], image_size: int,
     batch_size: int, root: Path, device: torch.device, tick: Callable[[], None],
 ) -> None:  # fmt: skip
-    """Train a CycleGAN with the cycle loss for ever, D before G as in the course. Calls `tick` after every step."""
+    """Train a CycleGAN with the cycle loss without end, D before G as in the course. Calls `tick` after every step."""
     g_xy, g_yx = build_generator().to(device), build_generator().to(device)
     d_x, d_y = build_discriminator().to(device), build_discriminator().to(device)
     adam_g = torch.optim.Adam([*g_xy.parameters(), *g_yx.parameters()], 5e-4, (0.5, 0.999))

@@ -1,13 +1,13 @@
-"""Train DCGANs on one folder with the settings of a published table, and put their quality side by side.
+"""Train DCGANs on one folder with the settings of a published table, and compare their quality.
 
     python benchmarks/quality.py --data photos/cats                                # hours on a CPU, minutes on a GPU
     python benchmarks/quality.py --data photos/cats --case best --case deluxe --train_iters 1600
     python benchmarks/quality.py --data photos/cats --features mobilenet_v2_features.pt
 
-The six cases of the table are those of "When cats meet GANs": basic or deluxe, without and with DiffAugment, and with
-spectral norm besides; `best` is our own preset. Each is a run folder in --checkpoint_dir, named case-iterations-seed;
-one that was begun goes on, one that is finished is only measured. Flags after `--` go to vanilla_gan.py when a run
-begins.
+The six cases of the table are those of "When cats meet GANs": basic or deluxe augmentation, without DiffAugment, with
+it, and with it and spectral norm; `best` is our own preset. Each case is a run folder in --checkpoint_dir, named
+case-iterations-seed. An unfinished run is resumed, a finished run is only measured. Flags after `--` go to
+vanilla_gan.py when a run starts.
 """
 
 import argparse
@@ -17,17 +17,17 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-_LEO = ["--preset", "grumpycat64"]
+_GRUMPY = ["--preset", "grumpycat64"]
 _AUG, _SN = ["--use_diffaug"], ["--spectral_norm"]
 
 # Case -> (flags of vanilla_gan.py, the FID that the project published for grumpy cats after 500 epochs).
 CASES = {
-    "basic": (_LEO, 384),
-    "basic-diffaug": ([*_LEO, *_AUG], 55),
-    "basic-diffaug-sn": ([*_LEO, *_AUG, *_SN], 123),
-    "deluxe": ([*_LEO, "--data_aug", "deluxe"], 98),
-    "deluxe-diffaug": ([*_LEO, "--data_aug", "deluxe", *_AUG], 72),
-    "deluxe-diffaug-sn": ([*_LEO, "--data_aug", "deluxe", *_AUG, *_SN], 136),
+    "basic": (_GRUMPY, 384),
+    "basic-diffaug": ([*_GRUMPY, *_AUG], 55),
+    "basic-diffaug-sn": ([*_GRUMPY, *_AUG, *_SN], 123),
+    "deluxe": ([*_GRUMPY, "--data_aug", "deluxe"], 98),
+    "deluxe-diffaug": ([*_GRUMPY, "--data_aug", "deluxe", *_AUG], 72),
+    "deluxe-diffaug-sn": ([*_GRUMPY, "--data_aug", "deluxe", *_AUG, *_SN], 136),
     "best": (["--preset", "grumpycat64_best"], None),
 }
 COLUMNS = ("precision", "recall", "nearest distance ratio", "SSIM between images")
@@ -50,13 +50,13 @@ def measure(folder: Path, features: str) -> dict[str, str]:
 
 
 def main() -> int:
-    """Train and measure what the command line says; print the table; return the exit code."""
+    """Train and measure the cases of the command line, and print the table; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, metavar="FOLDER", help="images to train on")
     parser.add_argument("--case", action="append", choices=CASES, help="may be given several times; default: all")
     parser.add_argument("--train_iters", type=int, default=6400, metavar="N", help="default: 6400")
     parser.add_argument("--seed", type=int, action="append", help="may be given several times; default: 11")
-    parser.add_argument("--features", default="inception", help="as of evaluate.py; default: inception")
+    parser.add_argument("--features", default="inception", help="as in evaluate.py; default: inception")
     parser.add_argument("--checkpoint_dir", type=Path, default="checkpoints/quality", metavar="FOLDER")
     arguments = sys.argv[1:]
     place = arguments.index("--") if "--" in arguments else len(arguments)

@@ -1,9 +1,9 @@
-"""Put every promise of reliability to the test, beside a control that must fail, and write the figures.
+"""Test every promise of reliability beside a control that must fail, and write the figures.
 
     python benchmarks/reliability.py                       # all, about a quarter of an hour on two cores
     python benchmarks/reliability.py --only crashes        # one of them, printed
 
-The trouble itself is in tests/faults, where a part of it is tested at every change. The table goes to
+The faults come from tests/helpers; the tests try a part of them at every change. The table goes to
 benchmarks/RELIABILITY.md, with the seed and the commit. Linux only.
 """
 
@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 
 class Figures(NamedTuple):
-    """How often something was tried and held, and how often its control was tried and failed, as it must."""
+    """How often a promise was tried and held, and how often its control was tried and failed, as it must."""
 
     tried: int
     held: int
@@ -38,7 +38,7 @@ class Figures(NamedTuple):
 
 
 def count(held: Iterable[bool], control_held: Iterable[bool]) -> Figures:
-    """Count what held, and what failed of the control."""
+    """Count how often the promise held and the control failed."""
     held, control = list(held), list(control_held)
     return Figures(len(held), sum(held), len(control), len(control) - sum(control))
 
@@ -51,14 +51,14 @@ def new_folder(folder: Path) -> Path:
 
 def trainings(folder: Path) -> list:
     """Return a training of each script."""
-    from tests.faults.trainings import Training
+    from tests.helpers.trainings import Training
 
     return [Training.make(new_folder(folder / script.removesuffix(".py")), script) for script in SCRIPTS]
 
 
 def crash(folder: Path) -> Figures:
     """End the process in and after every operation on files."""
-    from tests.faults import crashes
+    from tests.helpers import crashes
 
     held = []
     for training in trainings(folder):
@@ -66,15 +66,15 @@ def crash(folder: Path) -> Figures:
         held += [
             crashes.crash(training, folder, number, moment)
             for number, moment in itertools.product(range(len(log)), ("in", "after"))
-            # What is no write is done or not: to end after the one before is to end in it.
+            # Only a write can be half done. To end during another operation is to end after the previous one.
             if moment == "after" or log[number].operation.startswith("write")
         ]
     return count(held, crashes.naive_points(folder, "in"))
 
 
 def power(folder: Path) -> Figures:
-    """Cut the power after every operation on files; new names are lost, or happened to be on the disk."""
-    from tests.faults import crashes
+    """Cut the power after every operation on files; new names are lost, or have reached the disk already."""
+    from tests.helpers import crashes
 
     held, unsynced = [], []
     for training in trainings(folder):
@@ -86,8 +86,8 @@ def power(folder: Path) -> Figures:
 
 
 def resumption(folder: Path) -> Figures:
-    """Go on from every step, with every option that carries a state from one to the next."""
-    from tests.faults.trainings import STATES, resumptions
+    """Resume after every step, with every option that adds to the state."""
+    from tests.helpers.trainings import STATES, resumptions
 
     held, forgetful = [], []
     for script in SCRIPTS:
@@ -99,7 +99,7 @@ def resumption(folder: Path) -> Figures:
 
 def signals(folder: Path) -> Figures:
     """Four signals, in five moments."""
-    from tests.faults.trainings import MOMENTS, SIGNALS, stop_by_signal
+    from tests.helpers.trainings import MOMENTS, SIGNALS, stop_by_signal
 
     cases = list(itertools.product(SIGNALS, MOMENTS))
     both = trainings(folder)
@@ -107,12 +107,12 @@ def signals(folder: Path) -> Figures:
     for training in both:
         of_script = [case for case in cases if case[1] != "an evaluation" or training is both[0]]
         held += [stop_by_signal(training, folder, *case) for case in of_script]
-    return count(held, [stop_by_signal(both[0], folder, *case, prepared=False) for case in cases])
+    return count(held, [stop_by_signal(both[0], folder, *case, handled=False) for case in cases])
 
 
 def disk(folder: Path) -> Figures:
-    """Have the disk be full from every write on."""
-    from tests.faults import crashes
+    """Let the disk be full from every write on."""
+    from tests.helpers import crashes
 
     held = []
     for training in trainings(folder):
@@ -123,8 +123,8 @@ def disk(folder: Path) -> Figures:
 
 
 def poison(folder: Path) -> Figures:
-    """Poison a batch, a weight, a gradient, a moment of Adam, a moving average."""
-    from tests.faults.trainings import POISONS, poison
+    """Put NaN or infinity into a batch, a weight, a gradient, a moment of Adam, a moving average."""
+    from tests.helpers.trainings import POISONS, poison
 
     both = trainings(folder)
     cases = [(training, what) for training in both for what in POISONS]
@@ -136,24 +136,24 @@ def poison(folder: Path) -> Figures:
 
 def images(folder: Path) -> Figures:
     """Every kind of file that breaks loaders."""
-    from tests.faults.images import outcomes
+    from tests.helpers.corpus import try_kinds
 
-    found = outcomes(folder).values()
+    found = try_kinds(folder).values()
     return count([held for held, _ in found], [not failed for _, failed in found])
 
 
 def damage(folder: Path) -> Figures:
     """600 random damages to checkpoints; the control is torch.load."""
-    from tests.faults.damages import outcomes
+    from tests.helpers.damages import try_damages
 
-    found = [outcomes(next(t.begun.glob("checkpoint-*.pt")), 300, SEED) for t in trainings(folder)]
-    return Figures(600, sum(held for held, _ in found), 600, sum(failed for _, failed in found))
+    found = [try_damages(next(training.stopped.glob("checkpoint-*.pt")), 300, SEED) for training in trainings(folder)]
+    return Figures(600, sum(held for held, _, _ in found), 600, sum(failed for _, _, failed in found))
 
 
 def newest(folder: Path) -> Figures:
-    """The highest step that is whole, whatever dates and names say; the controls go by the date, or by the name."""
-    from runs import read_checkpoint, seal
-    from tests.faults.damages import damage
+    """The highest step that is readable, whatever the dates and names; the controls use the date, or the name."""
+    from runs.checkpoints import read_checkpoint, write_checkpoint
+    from tests.helpers.damages import make_unreadable
 
     chance = random.Random(SEED)
     held, control = [], []
@@ -161,22 +161,23 @@ def newest(folder: Path) -> Figures:
         run = folder / f"{number}"
         run.mkdir()
         steps = chance.sample((2, 9, 10, 99, 100, 101, 999, 1000, 20000), 5)
-        whole = chance.sample(steps, 3)
+        readable = chance.sample(steps, 3)
         for step in steps:
             path = run / f"checkpoint-{step}.pt"
-            content = bytes(seal({"format": 2, "script": "vanilla_gan.py", "step": step}))
-            path.write_bytes(content if step in whole else damage(content, chance))
+            write_checkpoint(path, {"script": "vanilla_gan.py", "step": step})
+            if step not in readable:
+                make_unreadable(path, chance)
             os.utime(path, (chance.choice((946684800, 4070908800)) + chance.random() * 1e6,) * 2)
-        paths = [run / f"checkpoint-{step}.pt" for step in whole]
-        held.append(read_checkpoint(run, warn=str)["step"] == max(whole))
+        paths = [run / f"checkpoint-{step}.pt" for step in readable]
+        held.append(read_checkpoint(run)["step"] == max(readable))
         for choice in (max(paths), max(paths, key=lambda path: path.stat().st_mtime)):
-            control.append(choice == run / f"checkpoint-{max(whole)}.pt")
+            control.append(choice == run / f"checkpoint-{max(readable)}.pt")
     return count(held, control)
 
 
 def locks(folder: Path) -> Figures:
-    """A second training in the folder of one that is at work, or that was killed."""
-    from tests.faults.trainings import two_in_one_folder
+    """A second training in the folder of a running one, or of one that was killed."""
+    from tests.helpers.trainings import two_in_one_folder
 
     both = trainings(folder)
     held = [
@@ -187,17 +188,17 @@ def locks(folder: Path) -> Figures:
 
 def command_lines(folder: Path) -> Figures:
     """Random command lines of all options; the control has no checks."""
-    from tests.faults.flags import control_outcomes, outcomes
+    from tests.helpers.command_lines import try_command_lines, try_without_checks
 
-    ours = [outcomes(new_folder(folder / script), script, 200, SEED) for script in SCRIPTS]
-    naive = [control_outcomes(new_folder(folder / f"{script}-naive"), script, 40, SEED) for script in SCRIPTS]
+    ours = [try_command_lines(folder / script, script, 200, SEED) for script in SCRIPTS]
+    naive = [try_without_checks(folder / f"{script}-naive", script, 40, SEED) for script in SCRIPTS]
     (tried, held), (control_tried, control_held) = (map(sum, zip(*both, strict=True)) for both in (ours, naive))
     return Figures(tried, held, control_tried, control_tried - control_held)
 
 
 def long_runs(folder: Path) -> Figures:
-    """Memory at most 3% larger, no more open files, from iteration 200 to 2,000."""
-    from tests.faults.long_runs import growth
+    """From iteration 200 to 2,000 memory grows by at most 3%, and the number of open files does not grow."""
+    from tests.helpers.long_runs import growth
 
     def stays(script: str, *steps: int, leaks: bool = False) -> bool:
         memory, files = growth(new_folder(folder / f"{script}-{leaks}"), script, *steps, leaks=leaks)
@@ -208,37 +209,41 @@ def long_runs(folder: Path) -> Figures:
 
 
 def processes(folder: Path) -> Figures:
-    """Lose one of two processes: all end within a minute, and one goes on, or torchrun starts both anew."""
-    from tests.faults.launches import lose_one
+    """Lose one of two processes: all end within a minute; one process resumes the run, or torchrun restarts both."""
+    from tests.helpers.launches import lose_one
 
     cases = enumerate(itertools.product((0, 1, None), (False, True)))
     held = [lose_one(folder / f"{number}", rank, restart) for number, (rank, restart) in cases]
     return count(held, [lose_one(folder / "naive", 1, restart=True, finds=False)])
 
 
-# Name -> what is promised, what its control is, and what tries both.
+# Name -> the promise, its control, and the function that tries both.
 PROMISES: dict[str, tuple[str, str, Callable[[Path], Figures]]] = {
-    "crashes": ("a crash in any operation on files loses nothing: the run ends as one never stopped, to the last bit",
+    "crashes": ("a crash in any operation on files loses nothing: the run ends bit-identical to one that never stopped",
                 "torch.save over the checkpoint before", crash),
-    "power": ("nor does a loss of power after any of them", "the same without fsync", power),
-    "resumption": ("a run goes on exactly from every step", "random generators are not restored", resumption),
+    "power": ("a loss of power after any of these operations loses nothing", "the same without fsync", power),
+    "resumption": ("a run resumes exactly from every step", "random generators are not restored", resumption),
     "signals": ("SIGINT, SIGTERM, SIGHUP, SIGUSR1 at any moment end a step and save", "no handlers", signals),
-    "disk": ("a disk that is full, at any write, is told in one line and loses nothing",
+    "disk": ("a disk that is full at any write is reported in one line, and nothing is lost",
              "torch.save over the checkpoint before", disk),
-    "poison": ("numbers that are not finite stop the run before they are saved", "no look at them", poison),
-    "images": ("files that break loaders are used or named", "Image.open(path).convert, as course code has it", images),
-    "damage": ("every damage to a checkpoint is noticed", "torch.load(weights_only=True)", damage),
-    "newest": ("the newest checkpoint is the highest step that is whole", "the newest date, the last name", newest),
+    "poison": ("numbers that are not finite stop the run before they are saved", "no check", poison),
+    "images": ("files that break loaders are used or reported", "Image.open(path).convert, as course code has it",
+               images),
+    "damage": ("no damaged content of a checkpoint is ever loaded", "torch.load(weights_only=True)", damage),
+    "newest": ("the newest checkpoint is the highest step that is readable", "the newest date, the last name", newest),
     "locks": ("of two trainings in one folder the second is refused, unless the first is dead", "no lock", locks),
-    "processes": ("one process of two is killed or fails: all end, and the run goes on, if asked for by itself",
-                  "torchrun starts the same command anew, and nothing finds the run", processes),
-    "command lines": ("any command line runs, or ends with one line and leaves nothing", "no checks", command_lines),
-    "long runs": ("memory and open files stay", "every batch and a file for every row are kept", long_runs),
+    "processes": ("one process of two is killed or fails: all end, and `--resume` continues the run, or torchrun "
+                  "itself with `--max-restarts` and `--name`",
+                  "torchrun starts the same command again, and nothing finds the run", processes),
+    "command lines": ("any command line runs, or ends with one line and leaves at most its own run folder", "no checks",
+                      command_lines),
+    "long runs": ("memory and the number of open files do not grow", "every batch and a file for every row are kept",
+                  long_runs),
 }  # fmt: skip
 
 
 def try_one(name: str) -> dict:
-    """Try one promise in a process of its own; return its figures, and the seconds that it took."""
+    """Try one promise in its own process; return its figures and the seconds that it took."""
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, __file__, "--only", name, "--json"], capture_output=True, text=True,
@@ -253,7 +258,7 @@ def try_one(name: str) -> dict:
 
 
 def main() -> int:
-    """Try what the command line says; return 0 if every promise held and every control failed somewhere."""
+    """Try one promise or all; return 0 if every promise held and every control failed at least once."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=PROMISES, help="one promise, printed instead of written")
     parser.add_argument("--json", action="store_true", help="print the figures of --only as one line")
@@ -273,8 +278,8 @@ def main() -> int:
         "# Reliability\n",
         f"`python benchmarks/reliability.py`, seed {SEED}, commit {commit.stdout.strip()}, "
         f"torch {torch.__version__}, Python {platform.python_version()}, {platform.system()}, two cores, "
-        f"{time.strftime('%d %B %Y')}. A control is the same trouble for code written the usual way; where it doesn't "
-        "fail, the test proves nothing.\n",
+        f"{time.strftime('%d %B %Y')}. A control is the same trouble for code written the usual way. If the "
+        "control does not fail, the test proves nothing.\n",
         "| promise | tried | held | control | control tried | control failed | seconds |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -282,7 +287,7 @@ def main() -> int:
     for name, (promise, control, _) in PROMISES.items():
         figures = found[name]["figures"]
         if figures is None:
-            good, cells = False, ["did not end", "", control, "", ""]
+            good, cells = False, ["failed", "", control, "", ""]
         else:
             tried, held, control_tried, control_failed = figures
             good = good and held == tried and control_failed > 0

@@ -1,16 +1,16 @@
-"""Measure the speed of training beside the usual code.
+"""Compare the speed of training with the usual code.
 
     python benchmarks/speed.py                                   # every case, about twelve minutes on two CPU cores
     python benchmarks/speed.py --case CycleGAN-64 --seconds 60 --rounds 5
-    python benchmarks/speed.py --amp off                         # ours in float32 even where bf16 is the default
+    python benchmarks/speed.py --amp off                         # the project in float32 where bf16 is the default
     python benchmarks/speed.py --json                            # for machines
 
-For each case the plain code of plain.py (A) and this project's own command with its logs, grids and checkpoints (B)
-train on the toy cats in turn, A B A B, each in a process of its own; the plain code in float32. Printed are the medians
-of the iterations a second after a warm-up, the median of the ratios of the rounds, and the peak memory. The floor is
-what a step would take if all its arithmetic ran at the speed of a large matrix product in the same precision, which is
-measured after each pair: the floating-point operations are those of the project's step, which needs fewer than the
-plain one. Nothing else should run meanwhile.
+For each case the plain code of plain.py (A) and the project's own command with its logs, grids and checkpoints (B)
+train on the toy cats in turn, A B A B, each in a process of its own; the plain code trains in float32. The script
+prints the medians of the iterations per second after a warm-up, the median of the ratios of the rounds, and the peak
+memory. The floor is the speed that a step would have if all its arithmetic ran as fast as a large matrix product in the
+same precision, which is measured after each pair. It counts the floating-point operations of the project's step, which
+needs fewer than the plain step. No other program should run at the same time.
 """
 
 import argparse
@@ -29,23 +29,24 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import cycle_gan
-import trainer
 import vanilla_gan
 from benchmarks import plain
-from data_loader import toy_cats
-from options import CycleOptions, VanillaOptions, parse_command_line
-from utils import UserError, choose_device, choose_precision, run_main
+from images.sources import toy_cats
+from options import DEVICES, CycleOptions, VanillaOptions, parse_command_line
+from system.device import choose_device, choose_precision
+from system.program import run_main
+from training.steps import StepRunner
+from utils import UserError
 
 _CYCLE = ["--disc=patch", "--use_cycle_consistency_loss"]
 _PAPER = ["--gen=resnet_9blocks", "--disc=patch70", "--g_conv_dim=64", "--d_conv_dim=64", "--batch_size=1"]
 
-# Case -> script, its flags, and the same training in the plain way.
+# Case -> script, its flags, and the same training in plain code.
 CASES: dict[str, tuple[Any, list[str], Any]] = {
     "DCGAN-64": (vanilla_gan, [], plain.train_dcgan),
     "CycleGAN-64": (cycle_gan, _CYCLE, plain.train_cyclegan_64),
@@ -53,15 +54,15 @@ CASES: dict[str, tuple[Any, list[str], Any]] = {
 }
 
 
-class Enough(Exception):  # noqa: N818 (nothing is wrong)
+class TimeIsUp(Exception):  # noqa: N818 (it is not an error)
     """The measurement is over."""
 
 
 class Stopwatch:
-    """Counts steps from the end of a warm-up until the time is over; then raises Enough.
+    """Counts steps from the end of a warm-up until the time is over; then raises TimeIsUp.
 
     Args:
-        seconds: to measure. At least one step warms up and two are counted, however long they take.
+        seconds: how long to measure. At least one step is the warm-up and two are counted, however long they take.
     """
 
     def __init__(self, seconds: float, device: torch.device):
@@ -80,7 +81,7 @@ class Stopwatch:
                 self.started, self.steps = self._now(), 0
         elif now - self.started >= self.seconds and self.steps >= 2:
             self.rate = self.steps / (self._now() - self.started)
-            raise Enough
+            raise TimeIsUp
 
     def _now(self) -> float:
         """Return the time at which all work is done."""
@@ -90,46 +91,50 @@ class Stopwatch:
 
 
 def find_cats(case: str) -> Path:
-    """Return the root of the toy cats of the size of a case."""
+    """Return the root of the toy cats at the image size of a case."""
     return toy_cats(256 if "--image_size=256" in CASES[case][1] else 64)
 
 
-def run_plain(case: str, device: torch.device, watch: Stopwatch) -> None:
-    """Train in the plain way until the watch says stop."""
+def train_baseline(case: str, device: torch.device, watch: Stopwatch) -> None:
+    """Train with the plain code until the watch raises TimeIsUp."""
     CASES[case][2](find_cats(case), device, watch.tick)
 
 
 def read_options(case: str, device: torch.device, folder: str, amp: str) -> VanillaOptions | CycleOptions:
-    """Return the options of a run that would never end, as its command line has them."""
+    """Return the options of a very long run, as its command line gives them."""
     script, flags, _ = CASES[case]
     data = find_cats(case) / "trainB" if script is vanilla_gan else find_cats(case)
     flags = [f"--data={data}", *flags, "--train_iters=1000000", f"--device={device.type}", f"--checkpoint_dir={folder}",
              f"--amp={amp}"]  # fmt: skip
-    return parse_command_line(VanillaOptions if script is vanilla_gan else CycleOptions, flags, script.SCRIPT, "")
+    return parse_command_line(VanillaOptions if script is vanilla_gan else CycleOptions, "", flags)
 
 
-def run_ours(case: str, device: torch.device, watch: Stopwatch, amp: str) -> None:
-    """Train as the script does, in a run folder that is deleted afterwards."""
-    advance = trainer.Progress.advance
-    with tempfile.TemporaryDirectory() as folder:
-        with mock.patch.object(trainer.Progress, "advance", lambda progress: (advance(progress), watch.tick())):
-            CASES[case][0].main(read_options(case, device, folder, amp))
+def train_project(case: str, device: torch.device, watch: Stopwatch, amp: str) -> None:
+    """Train with the script, in a run folder that is deleted afterwards, until the watch raises TimeIsUp."""
+    run = StepRunner.run
+
+    def run_and_count(steps: StepRunner, lr: float) -> None:
+        run(steps, lr)
+        watch.tick()
+
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(StepRunner, "run", run_and_count):
+        CASES[case][0].main(read_options(case, device, folder, amp))
 
 
 def count_operations(case: str, device: torch.device) -> float:
-    """Return the floating-point operations of one step of ours, without data and element-wise work."""
+    """Return the floating-point operations of one step of the project, without data and element-wise work."""
     counts = []
 
-    def step_and_stop(state, batch, options):
+    def step_and_stop(*arguments: Any) -> None:
         with FlopCounterMode(display=False) as counter:
-            train_step(state, batch, options)
+            train_step(*arguments)
         counts.append(counter.get_total_flops())
-        raise Enough
+        raise TimeIsUp
 
     script = CASES[case][0]
     train_step = script.train_step
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(script, "train_step", step_and_stop):
-        with contextlib.suppress(Enough):
+        with contextlib.suppress(TimeIsUp):
             script.main(read_options(case, device, folder, "off"))
     return counts[0]
 
@@ -143,9 +148,9 @@ def measure_products(device: torch.device, seconds: float, dtype: torch.dtype) -
         while True:
             a @ b
             if device.type == "cuda" and watch.steps % 10 == 9:
-                torch.cuda.synchronize()  # or the queue would run ahead of the clock
+                torch.cuda.synchronize()  # else the queue of kernels would run ahead of the clock
             watch.tick()
-    except Enough:
+    except TimeIsUp:
         return 2 * n**3 * watch.rate
 
 
@@ -153,16 +158,16 @@ def measure_here(side: str, case: str, seconds: float, device: torch.device, amp
     """Run one side of a case in this process.
 
     Returns:
-        For "plain" and "ours" rate (iterations per second), memory_mb of this process at its peak, and on CUDA
-        device_memory_mb; for "floor" the operations of a step, and operations_per_second of matrix products.
+        For the sides "plain" and "ours": rate (iterations per second), memory_mb (the peak of this process), and on
+        CUDA device_memory_mb. For "floor": the operations of a step, and operations_per_second of matrix products.
     """
     if side == "floor":
         dtype = choose_precision(amp, device).dtype or torch.float32
         products = measure_products(device, min(seconds, 3.0), dtype)
         return {"operations": count_operations(case, device), "operations_per_second": products}
     watch = Stopwatch(seconds, device)
-    with contextlib.suppress(Enough):
-        run_plain(case, device, watch) if side == "plain" else run_ours(case, device, watch, amp)
+    with contextlib.suppress(TimeIsUp):
+        train_baseline(case, device, watch) if side == "plain" else train_project(case, device, watch, amp)
     result = {"rate": watch.rate, "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}  # from KB
     if device.type == "cuda":
         result["device_memory_mb"] = torch.cuda.max_memory_allocated() / 1e6
@@ -170,7 +175,7 @@ def measure_here(side: str, case: str, seconds: float, device: torch.device, amp
 
 
 def measure_apart(side: str, case: str, seconds: float, device: torch.device, amp: str) -> dict[str, float]:
-    """Run one side of a case in a process of its own; return what `measure_here` does."""
+    """Run one side of a case in a process of its own; return the result of `measure_here` there."""
     command = [sys.executable, __file__, "--side", side, "--case", case, "--seconds", str(seconds), "--device",
                device.type, "--amp", amp]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
@@ -180,7 +185,7 @@ def measure_apart(side: str, case: str, seconds: float, device: torch.device, am
 
 
 def describe_machine(device: torch.device) -> str:
-    """Return device, cores and versions in a line."""
+    """Return device, cores and versions in one line."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name()
     else:
@@ -193,7 +198,7 @@ def describe_machine(device: torch.device) -> str:
 
 
 def summarize(case: str, precision: str, results: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """Return the medians of a case and what follows from them."""
+    """Return the medians of a case, the ratios, and the share of the floor."""
     median = {
         side: {key: statistics.median(result[key] for result in rounds) for key in rounds[0]}
         for side, rounds in results.items()
@@ -231,13 +236,13 @@ def table(rows: list[dict[str, Any]], machine: str) -> str:
 def main(arguments: list[str]) -> int:
     """Measure and print; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", action="append", choices=CASES, help="only this one; may be repeated")
+    parser.add_argument("--case", action="append", choices=CASES, help="only this case; may be given several times")
     parser.add_argument(
-        "--seconds", type=float, default=20.0, help="to measure a side for, in each round (default: 20)"
+        "--seconds", type=float, default=20.0, help="seconds to measure each side in each round (default: 20)"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="A B pairs (default: 3)")
-    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
-    parser.add_argument("--amp", default="auto", choices=("auto", "off", "bf16"), help="of ours (default: auto)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of A B pairs (default: 3)")
+    parser.add_argument("--device", default="auto", choices=DEVICES)
+    parser.add_argument("--amp", default="auto", choices=("auto", "off", "bf16"), help="of the project (default: auto)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--side", choices=("plain", "ours", "floor"), help=argparse.SUPPRESS)  # of a child process
     options = parser.parse_args(arguments)
@@ -258,7 +263,9 @@ def main(arguments: list[str]) -> int:
         rows.append(summarize(case, choose_precision(options.amp, device).name, results))
     machine = describe_machine(device)
     if any(row["share_of_floor"] > 1 for row in rows) and device.type == "cpu":
-        sys.stderr.write("Warning: faster than the floor: something else was running, and the figures mean nothing\n")
+        sys.stderr.write(
+            "Warning: faster than the floor, so another program was running; measure again without other programs\n"
+        )
     print(json.dumps({"machine": machine, "cases": rows}, indent=2) if options.json else table(rows, machine))
     return 0
 

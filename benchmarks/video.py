@@ -1,11 +1,11 @@
-"""Measure the translation of a video beside the network alone.
+"""Compare the speed of translating a video with the speed of the network alone.
 
-    python benchmarks/video.py checkpoints/my-fruit --direction X2Y             # ten seconds of film, under two minutes
+    python benchmarks/video.py checkpoints/my-fruit --direction X2Y             # a video of ten seconds, two minutes
 
-A film of toy cats that wander through the picture, 256x256 at 30 frames a second, is translated by the network alone,
-its frames in memory one after another (A), and by `generate.py translate`, with decoding and encoding (B); in turn,
-A B A B. Printed are the medians of the frames a second, and of the ratios of the rounds. Nothing else should run
-meanwhile.
+A video of toy cats that move to the left, 256x256 at 30 frames per second, is translated by the network alone, its
+frames in memory one after another (A), and by `generate.py translate`, with decoding and encoding (B); in turn,
+A B A B. The script prints the medians of the frames per second, and of the ratios of the rounds. No other program
+should run at the same time.
 """
 
 import argparse
@@ -26,27 +26,41 @@ import numpy as np
 from tqdm import tqdm
 
 import generate
-from data.media import Frame, Video, read_image, write_video
-from data_loader import list_images, toy_cats
-from utils import keep_freed_memory, run_main
+from generation.trained import choose_generator, load_trained_by
+from generation.translation import translate_pixels
+from images.files import read_image
+from images.sources import list_images, toy_cats
+from images.video import Frame, Video, write_video
+from options.command_line import parse_subcommand
+from options.commands import TranslateOptions
+from system.device import tune_malloc
+from system.program import run_main, set_up_log
 
-_RATE = 30
+RATE = 30  # frames per second
 
 
-def film(seconds: float) -> Iterator[Frame]:
-    """Yield frames of (256, 256, 3): a cat a second, which moves to the left by two pixels a frame."""
+def make_frames(seconds: float) -> Iterator[Frame]:
+    """Yield frames of (256, 256, 3): another cat every second, which moves to the left by two pixels per frame."""
     files = list_images(toy_cats(256) / "trainA", flag="")
-    for i in range(round(seconds * _RATE)):
-        cat = read_image(files[i // _RATE % len(files)])
+    for i in range(round(seconds * RATE)):
+        cat = read_image(files[i // RATE % len(files)])
         yield Frame(i, 1, np.ascontiguousarray(np.roll(cat, -2 * i, axis=1)))
 
 
+def read_options(run: str, direction: str, video: Path) -> TranslateOptions:
+    """Return the options of the command that translates the video."""
+    target = video.with_name("translated.mp4")
+    arguments = ["translate", run, str(video), "--direction", direction, "-o", str(target), "--overwrite"]
+    options = parse_subcommand(generate.OPTIONS_OF, "", arguments)
+    assert isinstance(options, TranslateOptions)
+    return options
+
+
 def time_network(run: str, direction: str, video: Path) -> float:
-    """Return the frames a second of the network alone, on the device that `translate` would take."""
-    options = generate.parse(["translate", run, str(video), "--direction", direction, "-o", "unused.mp4"])
-    G = generate.choose_generator(generate.load_for(options, "cycle_gan.py"), direction)
+    """Return the frames per second of the network alone, on the device that `translate` uses."""
+    G = choose_generator(load_trained_by("cycle_gan.py", read_options(run, direction, video)), direction)
     frames = list(Video(video))
-    translations = (generate.translate_pixels(G, frame.pixels[None]).cpu() for frame in frames)
+    translations = (translate_pixels(G, frame.pixels[None]).cpu() for frame in frames)
     next(translations)
     started = time.monotonic()
     for _ in translations:
@@ -55,12 +69,11 @@ def time_network(run: str, direction: str, video: Path) -> float:
 
 
 def time_translate(run: str, direction: str, video: Path) -> float:
-    """Return the frames a second that `generate.py translate` prints."""
+    """Return the frames per second that `generate.py translate` prints."""
     printed = io.StringIO()
-    arguments = ["translate", run, str(video), "--direction", direction, "-o", str(video.with_name("translated.mp4"))]
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
-        generate.main(generate.parse([*arguments, "--overwrite"]))
-    return float(re.search(r"([\d.]+) frames/s", printed.getvalue())[1])
+        generate.main(read_options(run, direction, video))
+    return float(re.search(r"([\d.]+) frames/s", printed.getvalue())[1])  # type: ignore[index]
 
 
 def main(arguments: list[str]) -> int:
@@ -68,17 +81,18 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", help="run folder of cycle_gan.py, or one of its checkpoints")
     parser.add_argument("--direction", default="X2Y", choices=("X2Y", "Y2X"))
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of the film (default: 10)")
-    parser.add_argument("--rounds", type=int, default=3, help="A B pairs (default: 3)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of the video (default: 10)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of A B pairs (default: 3)")
     options = parser.parse_args(arguments)
     if options.seconds < 0.1 or options.rounds < 1:
         parser.error("--seconds and --rounds: use at least 0.1 and 1")
 
-    keep_freed_memory()  # as the command does
+    set_up_log()
+    tune_malloc()  # as the command does
     rates = []
     with tempfile.TemporaryDirectory() as folder:
-        video = Path(folder) / "film.mp4"
-        write_video(video, film(options.seconds), Fraction(_RATE), Fraction(1, _RATE))
+        video = Path(folder) / "cats.mp4"
+        write_video(video, make_frames(options.seconds), Fraction(RATE), Fraction(1, RATE))
         for _ in tqdm(range(options.rounds), "video", unit=" rounds", disable=None):
             rates.append([measure(options.run, options.direction, video) for measure in (time_network, time_translate)])
     alone, whole = (statistics.median(column) for column in zip(*rates, strict=True))

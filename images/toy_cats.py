@@ -1,43 +1,41 @@
 """Draw the embedded data set: cartoon cat faces in two domains.
 
-    python data/toy_cats.py                          # 64x64 into data/toy_cats
-    python data/toy_cats.py --size 128               # into data/toy_cats_128
-    python data/toy_cats.py --seed 3 --out my_cats   # other cats, elsewhere
+    python -m images.toy_cats [--size 64] [--seed 11] [--out data/toy_cats]
 
-Domain A holds friendly gray cats, domain B grumpy cats (cream fur, dark mask, blue eyes, heavy lids). What is written:
+Domain A has friendly gray cats, domain B grumpy cats (cream fur, dark mask, blue eyes, heavy lids). The folder gets:
 
     trainA/000.png ...  trainB/000.png ...   cats drawn independently of each other: unpaired training images
     testA/000.png ...   testB/000.png ...    the same cat in both domains under the same name, so that a translation
-                                             of testA/000.png can be scored against testB/000.png
-    attributes.json                          how the set was made, and the attributes of every cat in it
+                                             of testA/000.png can be compared with testB/000.png
+    attributes.json                          the parameters of the set, and the attributes of every cat in it
 
-An image depends on the seed, its split and its index alone, not on how many there are; equal seeds give equal bytes.
-Every shape is a field over the pixels, positive inside and measured in the face's own units: its edge is one pixel
-wide at any size, which is the anti-aliasing, and a cat looks the same at every size.
+An image depends only on the seed, its split and its index; equal seeds give equal bytes. Every shape is a field over
+the pixels, positive inside and in units of the face, so its edge is one pixel wide (anti-aliased) at every size.
 """
 
 import argparse
 import colorsys
+import contextlib
 import copy
 import json
 import math
-import os
 import random
-import shutil
-import sys
-import uuid
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
 
-DEFAULT_ROOT = Path(__file__).parent / "toy_cats"
+from options.fields import IMAGE_SIZES
+from system.program import run_main
+from utils import UserError, one_line, shorten
+
+DEFAULT_ROOT = Path(__file__).parent.parent / "data" / "toy_cats"
 FORMAT = 1  # raise it when the same seed gives other pictures
-SIZES = (32, 64, 128, 256)
 WHITE, INK = (1.0, 1.0, 1.0), (0.10, 0.08, 0.09)
 
-# The attributes of a cat, whatever its domain: what a translation must keep. Those of UNIT are in [0, 1] ...
+# The attributes of a cat in any domain: a translation must keep them. These have values in [0, 1]:
 UNIT = (
     "scale", "head_width", "head_height", "cheeks", "fluff",  # fluff: length of the tufts of fur
     "fur", "patch",  # fur: dark to light; patch: how pale the muzzle (A), how far the dark mask reaches (B)
@@ -46,40 +44,29 @@ UNIT = (
     "muzzle", "nose", "mouth", "whiskers",  # mouth: how strong the smile or the frown is
     "hue", "brightness", "vignette",  # the first two of the background
 )  # fmt: skip
-# ... those of SIGNED in [-1, 1], more often near 0 ...
+# These have values in [-1, 1], more often near 0:
 SIGNED = (
     "x", "y", "roll", "turn", "gaze_x", "gaze_y",  # pose: x and turn to the right, y down, roll clockwise
     "tint", "ear_twist", "stripes",  # tint: cool to warm fur; stripes: their strength, none below 0
-    "hue_shift", "light_x", "warmth",  # of the background's second colour; where the light comes from; of the light
+    "hue_shift", "light_x", "warmth",  # of the background's second color; where the light comes from; of the light
 )  # fmt: skip
-# ... and two more: "background", one of these, and "grain", 0 to 65,535, which seeds hairs and circles.
-BACKGROUNDS = ("plain", "gradient", "two-tone", "circles")
+BACKGROUNDS = ("plain", "gradient", "two-tone", "circles")  # for "background"; "grain" (0 to 65,535) is a random seed
 
 
 def random_attributes(rng: random.Random) -> dict:
-    """Attributes of one random cat, as plain JSON types.
-
-    Calls only `rng.random()`, whose numbers are the same in every version of Python.
-    """
+    """Draw the attributes of a cat, plain JSON types, by `rng.random()`: it is the same in all versions of Python."""
     attributes = {name: round(rng.random(), 4) for name in UNIT}
     attributes |= {name: round(rng.random() + rng.random() - 1, 4) for name in SIGNED}
-    background = BACKGROUNDS[int(len(BACKGROUNDS) * rng.random())]
-    return attributes | {"background": background, "grain": int(65536 * rng.random())}
+    return attributes | {"background": BACKGROUNDS[int(4 * rng.random())], "grain": int(65536 * rng.random())}
 
 
 def draw_cat(attributes: dict, domain: str, size: int) -> Image.Image:
-    """Draw one cat, RGB, size x size, as a gray cat (domain "A") or as a grumpy cat ("B").
-
-    `attributes` is what `random_attributes` gives. ValueError: the size is not one of SIZES, or another domain.
-    """
+    """Draw a cat of `random_attributes`, RGB, size x size, as a gray cat (domain "A") or as a grumpy cat ("B")."""
     check_size(size)
-    if domain not in ("A", "B"):
-        raise ValueError(f"domain {domain!r} is neither 'A' (gray cats) nor 'B' (grumpy cats)")
-    cat, grumpy = SimpleNamespace(**attributes), domain == "B"
-    canvas, colours = Canvas(cat, size), palette(cat, grumpy)
+    cat, grumpy = SimpleNamespace(**attributes), {"A": False, "B": True}[domain]
+    canvas, colors = Canvas(cat, size), palette(cat, grumpy)
     for draw in (draw_background, draw_head, draw_eyes, draw_muzzle):
-        draw(canvas, cat, colours, grumpy)
-
+        draw(canvas, cat, colors, grumpy)
     # Light the scene: from one side and above, darker towards the corners, warmer or cooler.
     light = 1.02 + 0.16 * cat.light_x * canvas.x - 0.10 * canvas.y
     light = light - (0.05 + 0.15 * cat.vignette) * (canvas.x**2 + canvas.y**2)
@@ -91,8 +78,8 @@ def draw_cat(attributes: dict, domain: str, size: int) -> Image.Image:
 class Canvas:
     """A picture of (3, size, size) floats, 0 to 1, and the shapes that can be painted on it.
 
-    The pixel grid `x` (right), `y` (down) spans [-1, 1]; `u`, `v` is the same grid seen from the cat's face: moved,
-    turned and scaled. Shapes return their coverage of each pixel, (size, size), 0 to 1.
+    The pixel grid `x` (right), `y` (down) spans [-1, 1]; `u`, `v` is the same grid in the coordinates of the face:
+    moved, turned and scaled. Shapes return their coverage of each pixel, (size, size), 0 to 1.
     """
 
     def __init__(self, cat: SimpleNamespace, size: int):
@@ -106,16 +93,16 @@ class Canvas:
         self.image = np.zeros((3, size, size), np.float32)
 
     def between(self, top: float, bottom: float) -> "Canvas":
-        """The rows that the face's v from top to bottom touches, as a view that paints into this canvas: saves time."""
+        """Return the rows with v between top and bottom, as a view that paints into this canvas: it saves time."""
         rows = np.flatnonzero(((self.v > top) & (self.v < bottom)).any(axis=1))
-        rows, view = slice(rows[0], rows[-1] + 1) if len(rows) else slice(0), copy.copy(self)
-        view.image, view.u, view.v = self.image[:, rows], self.u[rows], self.v[rows]
+        part, view = slice(rows[0], rows[-1] + 1) if len(rows) else slice(0), copy.copy(self)
+        view.image, view.u, view.v = self.image[:, part], self.u[part], self.v[part]
         return view
 
-    def paint(self, coverage, colour) -> None:
-        """Lay a colour (three numbers, or a picture) over the image where coverage says so."""
-        colour = np.asarray(colour, np.float32)
-        self.image += coverage * ((colour if colour.ndim == 3 else colour[:, None, None]) - self.image)
+    def paint(self, coverage, color) -> None:
+        """Paint a color (three numbers, or a picture) over the image, as opaque as `coverage` (0 to 1)."""
+        color = np.asarray(color, np.float32)
+        self.image += coverage * ((color if color.ndim == 3 else color[:, None, None]) - self.image)
 
     def inside(self, depth, soft: float = 0.0):
         """Coverage of a field that is positive inside, with an edge of one pixel, or of `soft` face units."""
@@ -127,13 +114,13 @@ class Canvas:
         return self.inside((1 - np.sqrt((u / ru) ** 2 + (v / rv) ** 2)) * min(ru, rv), soft)
 
     def leaf(self, u, v, length: float, half_width: float, soft: float = 0.0):
-        """Half a leaf, from its broad foot at u = v = 0 up to its point at v = -length: an ear, a tuft of fur."""
+        """Half a leaf, from its wide end at u = v = 0 up to its point at v = -length: an ear, a tuft of fur."""
         along = -v / length
         depth = half_width * (1 - along) * (1 + 0.4 * along) - np.abs(u)
         return self.inside(np.minimum(depth * 0.9, -v), soft)
 
     def stroke(self, u, v, curve, start: float, end: float, width: float, taper: float = 0.0):
-        """Line along v = c0 + c1 u + c2 u^2 for u from start to end, thinner towards the end if tapered."""
+        """Line along v = c0 + c1 u + c2 u^2 for u from start to end; `taper` makes it thinner towards the end."""
         c0, c1, c2 = curve
         distance = np.abs(v - (c0 + u * (c1 + c2 * u))) / np.sqrt(1 + (c1 + 2 * c2 * u) ** 2)
         half = 0.5 * width * (1 - taper * np.clip((u - start) / (end - start), 0, 1))
@@ -143,17 +130,17 @@ class Canvas:
 
 
 def rgb(code: str) -> tuple[float, ...]:
-    """'ff8000' as three numbers, 0 to 1."""
+    """Return 'ff8000' as three numbers, 0 to 1."""
     return tuple(int(code[i : i + 2], 16) / 255 for i in (0, 2, 4))
 
 
 def mix(a, b, t: float) -> tuple[float, ...]:
-    """The colour between a (t = 0) and b (t = 1)."""
+    """Return the color between a (t = 0) and b (t = 1)."""
     return tuple(p + (q - p) * t for p, q in zip(a, b, strict=True))
 
 
 def palette(cat: SimpleNamespace, grumpy: bool) -> dict[str, tuple[float, ...]]:
-    """The colours of a cat in its domain."""
+    """Return the colors of a cat in its domain."""
     if grumpy:
         fur, dark = mix(rgb("d8c2a2"), rgb("f3eadb"), cat.fur), mix(rgb("4a342b"), rgb("7c5f4e"), cat.fur)
         coat = dict(fur=fur, dark=dark, ear=mix(dark, INK, 0.15), lid=mix(dark, fur, 0.25), pale=mix(fur, WHITE, 0.4))
@@ -163,19 +150,17 @@ def palette(cat: SimpleNamespace, grumpy: bool) -> dict[str, tuple[float, ...]]:
         coat = dict(fur=fur, dark=mix(fur, INK, 0.45), ear=mix(fur, INK, 0.14), lid=mix(fur, INK, 0.6),
                     pale=mix(fur, WHITE, 0.35 + 0.5 * cat.patch))  # fmt: skip
         amber, yellow, green = rgb("e8962e"), rgb("edd04a"), rgb("84c65a")
-        eye = mix(mix(amber, yellow, min(1, 2 * cat.eye_hue)), green, max(0, 2 * cat.eye_hue - 1))
-        nose = rgb("e2858d")
+        eye, nose = mix(mix(amber, yellow, min(1, 2 * cat.eye_hue)), green, max(0, 2 * cat.eye_hue - 1)), rgb("e2858d")
     tint = (0.030 * cat.tint, 0.004 * cat.tint, -0.032 * cat.tint)
-    coat = {part: tuple(c + t for c, t in zip(colour, tint, strict=True)) for part, colour in coat.items()}
+    coat = {part: tuple(c + t for c, t in zip(color, tint, strict=True)) for part, color in coat.items()}
     return coat | {"eye": eye, "nose": nose}
 
 
-def draw_background(canvas: Canvas, cat: SimpleNamespace, colours: dict, grumpy: bool) -> None:
-    """One colour, a gradient, a wall above a floor, or circles out of focus."""
+def draw_background(canvas: Canvas, cat: SimpleNamespace, colors: dict, grumpy: bool) -> None:
+    """Draw one color, a gradient, a wall above a floor, or blurred circles."""
     light = 0.5 + 0.4 * cat.brightness
-    first = colorsys.hsv_to_rgb(cat.hue, 0.36, light)
+    canvas.paint(1.0, colorsys.hsv_to_rgb(cat.hue, 0.36, light))
     second = colorsys.hsv_to_rgb((cat.hue + 0.3 * cat.hue_shift) % 1, 0.42, light * 0.72)
-    canvas.paint(1.0, first)
     slope = canvas.y + 0.3 * cat.light_x * canvas.x
     if cat.background == "gradient":
         canvas.paint(np.clip(0.5 + 0.5 * slope, 0, 1), second)
@@ -185,32 +170,29 @@ def draw_background(canvas: Canvas, cat: SimpleNamespace, colours: dict, grumpy:
         rng = random.Random(cat.grain)
         for _ in range(6):
             radius, x, y = 0.16 + 0.24 * rng.random(), 2 * rng.random() - 1, 2 * rng.random() - 1
-            colour = mix(second, WHITE, 0.75 * rng.random())
-            canvas.paint(0.6 * canvas.ellipse(canvas.x - x, canvas.y - y, radius, radius, 0.06), colour)
+            color = mix(second, WHITE, 0.75 * rng.random())
+            canvas.paint(0.6 * canvas.ellipse(canvas.x - x, canvas.y - y, radius, radius, 0.06), color)
 
 
-def draw_head(canvas: Canvas, cat: SimpleNamespace, colours: dict, grumpy: bool) -> None:
-    """Shoulders, ears, head and the markings of its fur."""
+def draw_head(canvas: Canvas, cat: SimpleNamespace, colors: dict, grumpy: bool) -> None:
+    """Draw shoulders, ears, head and the markings of its fur."""
     u, v, paint = canvas.u, canvas.v, canvas.paint
     width, crown = 0.68 + 0.11 * cat.head_width, 0.58 + 0.08 * cat.head_height
-    face = u - 0.10 * cat.turn  # the face moves to the side that the cat looks to, the ears the other way
+    face = u - 0.10 * cat.turn  # the face moves to the side that the cat turns to, the ears to the other side
     far, beyond = np.abs(face), np.abs(u) - width
-
     # Shoulders, and a pale bib.
     low = canvas.between(0.3, 2.0)
-    low.paint(low.ellipse(low.u, low.v - 1.0, 0.8, 0.55), mix(colours["fur"], INK, 0.22))
-    low.paint(0.7 * low.ellipse(low.u - 0.10 * cat.turn, low.v - 0.95, 0.3, 0.42, 0.25), colours["pale"])
-
+    low.paint(low.ellipse(low.u, low.v - 1.0, 0.8, 0.55), mix(colors["fur"], INK, 0.22))
+    low.paint(0.7 * low.ellipse(low.u - 0.10 * cat.turn, low.v - 0.95, 0.3, 0.42, 0.25), colors["pale"])
     # Ears lean outwards by their tilt, one more than the other by their twist.
     height, half = 0.58 + 0.2 * cat.ear_height, (0.35 + 0.11 * cat.ear_width) * width
     top = canvas.between(-2.0, -0.1)
     lean = 0.16 + 0.36 * cat.ear_tilt + 0.16 * cat.ear_twist * np.sign(top.u)
     ear_v = top.v + 0.18
     ear_u = np.abs(top.u + 0.05 * cat.turn) - 0.45 * width + lean * ear_v
-    top.paint(top.leaf(ear_u, ear_v, height, half), colours["ear"])
-    inner = mix(rgb("e9a6a4"), colours["ear"], 0.35 if grumpy else 0.1)
+    top.paint(top.leaf(ear_u, ear_v, height, half), colors["ear"])
+    inner = mix(rgb("e9a6a4"), colors["ear"], 0.35 if grumpy else 0.1)
     top.paint(0.9 * top.leaf(ear_u, ear_v + 0.05, height * 0.72, half * 0.62, soft=0.08), inner)
-
     # The head: skull, cheeks, and tufts on the cheeks and between the ears.
     cheek = 0.44 + 0.08 * cat.cheeks
     parts = [canvas.ellipse(u, v, width, crown), canvas.ellipse(beyond + cheek * 0.92, v - 0.17, cheek, 0.40)]
@@ -219,13 +201,11 @@ def draw_head(canvas: Canvas, cat: SimpleNamespace, colours: dict, grumpy: bool)
     for across, length in ((-0.08, 0.8), (0.0, 1.0), (0.09, 0.75)):
         parts.append(canvas.leaf(u - across * (0.5 - v), v + crown - 0.04, (0.1 + 0.1 * cat.fluff) * length, 0.06))
     head = np.maximum.reduce(parts)
-
     # Rounded shading, and short hairs: a small random picture, stretched.
-    hairs = Image.frombytes("L", (40, 20), random.Random(cat.grain).randbytes(800))
-    hairs = np.asarray(hairs.resize(canvas.image.shape[1:], Image.Resampling.BICUBIC), np.float32) / 255 - 0.5
+    noise = Image.frombytes("L", (40, 20), random.Random(cat.grain).randbytes(800))
+    hairs = np.asarray(noise.resize(canvas.image.shape[1:], Image.Resampling.BICUBIC), np.float32) / 255 - 0.5
     shade = 1.03 + 0.10 * cat.light_x * u - 0.15 * v - 0.16 * (u * u + v * v) + 0.09 * hairs
-    paint(head, np.asarray(colours["fur"], np.float32)[:, None, None] * shade)
-
+    paint(head, np.asarray(colors["fur"], np.float32)[:, None, None] * shade)
     # Tabby stripes, for one cat in two: three on the forehead, two on each cheek.
     if cat.stripes > 0:
         stripes = [canvas.ellipse(face, v + 0.44, 0.035, 0.13, 0.03)]
@@ -233,38 +213,34 @@ def draw_head(canvas: Canvas, cat: SimpleNamespace, colours: dict, grumpy: bool)
         for down in (0.10, 0.24):
             stripes.append(canvas.leaf(v - down - 0.1 * far, far - width + 0.02, 0.24, 0.04, soft=0.03))
         strength = min(1, 0.25 + cat.stripes) * (0.4 if grumpy else 0.8)
-        paint(strength * head * np.maximum.reduce(stripes), colours["dark"])
-
-    # Grumpy cats wear a dark mask from the eyes towards the ears and around the nose.
-    if grumpy:
+        paint(strength * head * np.maximum.reduce(stripes), colors["dark"])
+    if grumpy:  # a dark mask from the eyes towards the ears and around the nose
         reach = 0.9 + 0.25 * cat.patch
         mask = canvas.ellipse(far - 0.34 + 0.45 * (v + 0.05), v + 0.07, 0.25 * reach, 0.33 * reach, 0.22)
         mask = np.maximum(mask, canvas.ellipse(face, v - 0.25, 0.24 * reach, 0.27 * reach, 0.22))
-        paint(0.92 * mask * head, colours["dark"])
+        paint(0.92 * mask * head, colors["dark"])
 
 
-def draw_eyes(canvas: Canvas, cat: SimpleNamespace, colours: dict, grumpy: bool) -> None:
-    """Both eyes at once: `outward` grows away from the nose in either eye, `eye_u` to the right."""
+def draw_eyes(canvas: Canvas, cat: SimpleNamespace, colors: dict, grumpy: bool) -> None:
+    """Draw both eyes at once: `outward` grows away from the nose in either eye, `eye_u` to the right."""
     canvas = canvas.between(-0.35, 0.3)
     paint, face = canvas.paint, canvas.u - 0.11 * cat.turn
     gap, radius = 0.295 + 0.05 * cat.eye_gap, 0.17 + 0.055 * cat.eye_size
     tall = radius * (0.86 + 0.14 * cat.eye_open)
     outward, eye_v = np.abs(face) - gap, canvas.v + 0.03
     eye_u = np.sign(face) * outward
-
     # The lid: high and arched on a gray cat, low and falling towards the nose on a grumpy one.
     level = 0.05 + 0.45 * cat.eye_open if grumpy else 0.68 + 0.37 * cat.eye_open
     slope, arch = (-0.34, 0.0) if grumpy else (-0.06, 1.4)
     lid = (-radius * level, slope, arch)
     rim = canvas.ellipse(outward, eye_v, radius * 1.14, tall * 1.14)
-    ball = canvas.ellipse(outward, eye_v, radius, tall)
-    ball = ball * canvas.inside(eye_v - (lid[0] + outward * (slope + arch * outward)))
-    paint(rim, colours["lid"])
-    paint(ball, mix(colours["eye"], INK, 0.35))
-
-    # The iris, lighter towards its lower edge; the pupil; the light in the eye; the edge of the lid.
+    lid_v = lid[0] + outward * (slope + arch * outward)
+    ball = canvas.ellipse(outward, eye_v, radius, tall) * canvas.inside(eye_v - lid_v)
+    paint(rim, colors["lid"])
+    paint(ball, mix(colors["eye"], INK, 0.35))
+    # The iris, lighter towards its lower edge; the pupil; the reflected light; the edge of the lid.
     look_u, look_v = eye_u - 0.22 * radius * cat.gaze_x, eye_v - 0.15 * radius * cat.gaze_y
-    paint(ball * canvas.ellipse(look_u, look_v, radius * 0.9, tall * 0.92, 0.04), colours["eye"])
+    paint(ball * canvas.ellipse(look_u, look_v, radius * 0.9, tall * 0.92, 0.04), colors["eye"])
     paint(0.5 * ball * canvas.ellipse(look_u, look_v - 0.5 * tall, radius * 0.6, tall * 0.5, 0.1), WHITE)
     paint(ball * canvas.ellipse(look_u, look_v, radius * (0.22 + 0.4 * cat.pupil), tall * 0.7), INK)
     up = 0.0 if grumpy else 0.28 * radius
@@ -272,34 +248,30 @@ def draw_eyes(canvas: Canvas, cat: SimpleNamespace, colours: dict, grumpy: bool)
     paint(rim * canvas.stroke(outward, eye_v, lid, -0.4, 0.4, 0.045 if grumpy else 0.035), INK)
 
 
-def draw_muzzle(canvas: Canvas, cat: SimpleNamespace, colours: dict, grumpy: bool) -> None:
-    """Chin and whisker pads, nose, mouth, whiskers."""
+def draw_muzzle(canvas: Canvas, cat: SimpleNamespace, colors: dict, grumpy: bool) -> None:
+    """Draw chin and whisker pads, nose, mouth, whiskers."""
     canvas = canvas.between(0.0, 0.8)
     paint, face, v = canvas.paint, canvas.u - 0.14 * cat.turn, canvas.v
-    far, pad, line = np.abs(face), 0.15 + 0.04 * cat.muzzle, mix(colours["dark"], INK, 0.7)
-
-    # Chin and pads; a gray cat blushes.
-    paint(0.9 * canvas.ellipse(face, v - 0.48, pad * 0.8, 0.10, 0.06), colours["pale"])
-    pale = mix(colours["dark"], colours["pale"], 0.45) if grumpy else colours["pale"]
+    far, pad, line = np.abs(face), 0.15 + 0.04 * cat.muzzle, mix(colors["dark"], INK, 0.7)
+    # Chin and pads; a gray cat has red cheeks.
+    paint(0.9 * canvas.ellipse(face, v - 0.48, pad * 0.8, 0.10, 0.06), colors["pale"])
+    pale = mix(colors["dark"], colors["pale"], 0.45) if grumpy else colors["pale"]
     paint(0.9 * canvas.ellipse(far - pad * 0.8, v - 0.33, pad, 0.13, 0.06), pale)
     if not grumpy:
         paint(0.3 * canvas.ellipse(far - 0.47, v - 0.25, 0.12, 0.09, 0.12), rgb("f08a90"))
-
-    # The nose: two nostrils above a point, and a gleam.
+    # The nose: two nostrils above a point, and a reflection.
     size = 0.085 + 0.03 * cat.nose
     paint(canvas.inside(0.018 - far) * canvas.inside(np.minimum(v - 0.22, 0.35 - v)), line)
-    paint(canvas.ellipse(far - 0.3 * size, v - 0.18, size * 0.75, size * 0.55), colours["nose"])
-    paint(canvas.leaf(face, 0.18 - v, size * 1.25, size * 0.95), colours["nose"])
+    paint(canvas.ellipse(far - 0.3 * size, v - 0.18, size * 0.75, size * 0.55), colors["nose"])
+    paint(canvas.leaf(face, 0.18 - v, size * 1.25, size * 0.95), colors["nose"])
     paint(0.5 * canvas.ellipse(face + 0.3 * size, v - 0.165, size * 0.3, size * 0.16, 0.02), WHITE)
-
-    # The mouth: a w with raised corners, or a bow that hangs down.
+    # The mouth: a w with raised corners, or an arc that hangs down.
     if grumpy:
         curve, reach = (0.345, 0.0, 1.4 + 1.4 * cat.mouth), 0.25
     else:
         dip, cusp = 0.045 + 0.035 * cat.mouth, 0.21 + 0.04 * cat.mouth
         curve, reach = (0.345, 4 * dip / cusp, -4 * dip / cusp**2), 1.12 * cusp
     paint(canvas.stroke(far, v, curve, 0.0, reach, 0.036), line)
-
     # Whiskers, three on each side.
     for start, slope in ((0.28, -0.22), (0.33, 0.0), (0.38, 0.2)):
         end = 0.48 + 0.2 * cat.whiskers
@@ -307,89 +279,71 @@ def draw_muzzle(canvas: Canvas, cat: SimpleNamespace, colours: dict, grumpy: boo
 
 
 def default_root(size: int) -> Path:
-    """Where the cats of a size live: data/toy_cats for 64, data/toy_cats_128 for 128 and so on."""
+    """Return the folder of the cats of a size: data/toy_cats for 64, data/toy_cats_128 for 128 and so on."""
     return DEFAULT_ROOT if size == 64 else DEFAULT_ROOT.with_name(f"{DEFAULT_ROOT.name}_{size}")
 
 
-def ensure_toy_cats(
-    root: Path = DEFAULT_ROOT, size: int = 64, seed: int = 11, train: int = 200, test: int = 50
-) -> Path:  # fmt: skip
-    """Make the data set, `train` images of each domain and `test` pairs, unless it is there; return its folder.
+def ensure_toy_cats(root: Path, size: int = 64, seed: int = 11, train: int = 200, test: int = 50) -> Path:
+    """Draw the data set, `train` images of each domain and `test` pairs, unless it exists; return its folder.
 
-    The folder appears whole or not at all; where several processes make it at once, the first to finish wins.
-    ValueError: the size is not one of SIZES, or `root` is anything else than this data set (it is left as it is).
+    The folder appears whole or not at all; if several processes draw it at once, the first to finish wins. Raises
+    UserError for an unknown size, or if `root` exists but is not this data set; it is then left as it is.
     """
     check_size(size)
-    root, made_with = Path(root), {"format": FORMAT, "size": size, "seed": seed, "train": train, "test": test}
-    if not os.path.lexists(root):
+    made_with: dict = {"format": FORMAT, "size": size, "seed": seed, "train": train, "test": test}
+    if not root.exists():
         root.parent.mkdir(parents=True, exist_ok=True)
-        folder = root.with_name(f".{root.name}-{uuid.uuid4().hex}.tmp")
-        try:
-            write_toy_cats(folder, made_with)
-            folder.rename(root)
-            return root
-        except OSError:
-            if not root.is_dir():
-                raise  # otherwise another process was faster, and its cats will do
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)  # after the renaming there is none
+        with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
+            folder, cats = Path(temporary) / root.name, {}
+            for split, kind, domains in (("trainA", "train", "A"), ("trainB", "train", "B"), ("test", "test", "AB")):
+                seeds = [f"{seed}/{split}/{index}" for index in range(made_with[kind])]
+                cats[split] = {f"{i:03d}.png": random_attributes(random.Random(text)) for i, text in enumerate(seeds)}
+                for domain in domains:
+                    (folder / f"{kind}{domain}").mkdir(parents=True)
+                    for name, attributes in cats[split].items():
+                        image = draw_cat(attributes, domain, size)
+                        image.save(folder / f"{kind}{domain}" / name, compress_level=1)  # twice as fast, 6% larger
+            (folder / "attributes.json").write_text(json.dumps(made_with | {"cats": cats}) + "\n", encoding="utf-8")
+            with contextlib.suppress(OSError):  # another process may have been faster
+                folder.rename(root)
     check_toy_cats(root, made_with)
     return root
 
 
-def write_toy_cats(folder: Path, made_with: dict) -> None:
-    """Draw every image into a new folder, and write down the attributes of the cats."""
-    cats = {}
-    for split, kind, domains in (("trainA", "train", "A"), ("trainB", "train", "B"), ("test", "test", "AB")):
-        cats[split] = {}
-        for domain in domains:
-            (folder / f"{kind}{domain}").mkdir(parents=True)
-        for index in range(made_with[kind]):
-            name = f"{index:03d}.png"
-            cats[split][name] = random_attributes(random.Random(f"{made_with['seed']}/{split}/{index}"))
-            for domain in domains:
-                image = draw_cat(cats[split][name], domain, made_with["size"])
-                image.save(folder / f"{kind}{domain}" / name, compress_level=1)  # nearly twice as fast, 6% larger
-    (folder / "attributes.json").write_text(json.dumps(made_with | {"cats": cats}) + "\n", encoding="utf-8")
-
-
 def check_toy_cats(root: Path, made_with: dict) -> None:
-    """ValueError unless `root` holds the whole data set that `made_with` describes."""
-    remedy = "delete the folder to have it drawn again, or name another"
+    """Raise UserError unless `root` holds the whole data set that `made_with` describes."""
     try:
         found = json.loads((root / "attributes.json").read_text(encoding="utf-8"))
-        found = {key: found[key] for key in made_with}
+        problems = [f"{key} {found[key]}, not {made_with[key]}" for key in made_with if found[key] != made_with[key]]
     except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"{root} exists but holds no complete set of toy cats: {remedy}") from None
-    other = [f"{key} {found[key]}, not {made_with[key]}" for key in made_with if found[key] != made_with[key]]
-    if other:
-        raise ValueError(f"{root} holds toy cats made with {'; '.join(other)}: {remedy}")
-    for split in ("trainA", "trainB", "testA", "testB"):
-        for index in range(made_with[split[:-1]]):
-            if not (root / split / f"{index:03d}.png").is_file():
-                raise ValueError(f"{root} lacks {split}/{index:03d}.png: {remedy}")
+        problems = ["no readable attributes.json"]
+    names = [f"{split}{domain}/{i:03d}.png" for split in ("train", "test") for domain in "AB"
+             for i in range(made_with[split])]  # fmt: skip
+    problems += [f"no {name}" for name in names if not (root / name).is_file()]
+    if problems:
+        remedy = "delete the folder to have it drawn again, or give another"
+        raise UserError(f"{root} is not the set of toy cats asked for ({shorten(problems, 2)}); {remedy}")
 
 
 def check_size(size: int) -> None:
-    """ValueError unless cats can be drawn at this size."""
-    if size not in SIZES:
-        raise ValueError(f"size {size} is not one of {', '.join(map(str, SIZES))}")
+    """Raise UserError unless cats can be drawn at this size."""
+    if size not in IMAGE_SIZES:
+        raise UserError(f"size {size} is not one of {', '.join(map(str, IMAGE_SIZES))}")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Draw the embedded data set of toy cats.")
-    parser.add_argument("--size", type=int, default=64, choices=SIZES, help="width and height (default: 64)")
+    """Run the command line; return the exit code."""
+    parser = argparse.ArgumentParser("toy_cats.py", description="Draw the embedded data set of toy cats.")
+    parser.add_argument("--size", type=int, default=64, choices=IMAGE_SIZES, help="width and height (default: 64)")
     parser.add_argument("--seed", type=int, default=11, help="other seeds give other cats (default: 11)")
     parser.add_argument("--out", type=Path, help="folder to write (default: data/toy_cats, or data/toy_cats_SIZE)")
     options = parser.parse_args(arguments)
     try:
         print(ensure_toy_cats(options.out or default_root(options.size), options.size, options.seed))
-    except (OSError, ValueError) as error:
-        print(f"toy_cats.py: error: --out: {error}", file=sys.stderr)
-        return 2
+    except (OSError, UserError) as error:
+        raise UserError(f"--out: {one_line(error, 1000)}") from None
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run_main(main, "toy_cats.py"))

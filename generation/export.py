@@ -1,0 +1,113 @@
+"""Export of a trained generator to ONNX or TorchScript, compared with PyTorch before it is written."""
+
+import importlib.util
+import io
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from generation.trained import choose_generator, load_trained
+from options.commands import ExportOptions
+from system.files import atomic_write, check_new_file
+from utils import LOG, UserError
+
+EXPORT_TOLERANCE = 1e-4  # largest difference between an exported network and PyTorch, on a scale of [-1, 1]
+
+
+def export_onnx(layers: nn.Module, example: Tensor, axes: dict[int, str], metadata: dict[str, str]) -> bytes:
+    """Return the network as ONNX, with input "input", output "output" and the named axes free."""
+    dimensions = {axis: torch.export.Dim(name) for axis, name in axes.items()}
+    program = torch.onnx.export(
+        layers, (example,), dynamo=True, input_names=["input"], output_names=["output"],
+        dynamic_shapes=(dimensions,), verbose=False,
+    )  # fmt: skip
+    assert program is not None
+    model = program.model_proto
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    return model.SerializeToString()
+
+
+def run_onnx(content: bytes) -> Callable[[Tensor], Tensor]:
+    """Return the network of an ONNX file, run by ONNX Runtime."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run(["output"], {"input": x.numpy()})[0])
+
+
+def export_torchscript(layers: nn.Module, example: Tensor, axes: dict[int, str], metadata: dict[str, str]) -> bytes:
+    """Return the network as TorchScript, with its metadata in the extra file metadata.json. All axes are free."""
+    file = io.BytesIO()
+    extra = {"metadata.json": json.dumps(metadata, indent=2)}
+    torch.jit.save(torch.jit.trace(layers, example, check_trace=False), file, _extra_files=extra)
+    return file.getvalue()
+
+
+def run_torchscript(content: bytes) -> Callable[[Tensor], Tensor]:
+    """Return the network of a TorchScript file."""
+    return torch.jit.load(io.BytesIO(content))
+
+
+# Format -> its writer, a function that runs the written file, its extension, and the packages that it needs.
+EXPORTS = {
+    "onnx": (export_onnx, run_onnx, ".onnx", ("onnx", "onnxscript", "onnxruntime")),
+    "torchscript": (export_torchscript, run_torchscript, ".pt", ()),
+}
+
+
+def export(options: ExportOptions) -> int:
+    """Write the network to one file, if its results equal PyTorch's; return the exit code."""
+    # Check the output and the packages, then load the network.
+    path = Path(options.out)
+    write, run, ending, packages = EXPORTS[options.format]
+    check_new_file(path, (ending,), options.overwrite)
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"--format {options.format}: needs {', '.join(missing)}; pip install {' '.join(packages)}")
+    trained = load_trained(Path(options.run), options.checkpoint)
+    G = choose_generator(trained, options.direction)
+
+    # Describe input and output, and choose sizes for the comparison.
+    metadata = {
+        "script": trained.script,
+        "step": str(trained.step),
+        "options": json.dumps(trained.options.to_dict()),
+        "input_range": "[-1, 1]",
+        "output_range": "[-1, 1]",
+        "output_layout": "NCHW, RGB",
+    }
+    if not trained.is_translator:
+        metadata |= {"direction": "z to image", "input_layout": f"z (N, {G.noise_size}, 1, 1), uniform"}
+        axes = {0: "batch"}
+        shapes: list[tuple[int, ...]] = [(count, G.noise_size, 1, 1) for count in (2, 1, 5)]
+    else:
+        metadata |= {"direction": str(options.direction), "input_layout": "NCHW, RGB", "pad_multiple": str(G.stride)}
+        axes = {0: "batch", 2: "height", 3: "width"}
+        sides = ((2, 8, 12), (1, 8, 8), (3, 16, 6), (1, 5, 7))
+        shapes = [(count, 3, height * G.stride, width * G.stride) for count, height, width in sides]
+
+    # Export with an example of the first shape, and compare at all shapes. (Not G but G.layers: G checks sizes.)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about TorchScript, which is deprecated, and about sizes that might be fixed
+        content = write(G.layers, torch.rand(shapes[0]) * 2 - 1, axes, metadata)
+        exported = run(content)
+        inputs = [torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1 for shape in shapes]
+        difference = max((exported(x) - G(x)).abs().max().item() for x in inputs)
+    compared = ", ".join("x".join(map(str, shape)) for shape in shapes)
+    LOG.info("largest difference from PyTorch, at %s: %.2g", compared, difference)
+    if not difference <= EXPORT_TOLERANCE:
+        sys.stderr.write(
+            f"{options.SCRIPT}: the file was not written: its results differ from PyTorch by more than "
+            f"{EXPORT_TOLERANCE:g}; try another --format\n"
+        )
+        return 1
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, lambda file: file.write(content))
+    LOG.info("exported G of iteration %d to %s", trained.step, path)
+    return 0

@@ -1,0 +1,171 @@
+"""Feature spaces in which images are compared: Inception's, those of another network, or pixels."""
+
+import os
+import re
+import socket
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from system.progress import ProgressBar
+from utils import UserError, one_line
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of its colors
+
+
+class Features(NamedTuple):
+    """A feature space to compare images in.
+
+    Attributes:
+        name: for tables.
+        extract: uint8 (B, 3, H, W) -> (B, d).
+        resize: how images are resized for the network.
+        is_inception: whether kernel and Frechet distances in them are KID and FID.
+    """
+
+    name: str
+    extract: Callable[[Tensor], Tensor]
+    resize: str
+    is_inception: bool = False
+
+
+class UnavailableError(UserError):
+    """The Inception weights are not available."""
+
+
+def pixels(images: Tensor) -> Tensor:
+    """Features without a network: the mean colors of 16x16 squares, uint8 (B, 3, H, W) -> (B, 768) in [0, 1]."""
+    return F.adaptive_avg_pool2d(images.float() / 255, 16).flatten(1)
+
+
+def find_inception_weights(path: str | None) -> Path:
+    """Return the file of the Inception weights: `path`, else the file in torch's cache, downloaded if necessary.
+
+    Raises:
+        UserError: no such file.
+        UnavailableError: the file is not in the cache and cannot be downloaded.
+    """
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as ADDRESS
+
+    if path is not None:
+        if not os.path.isfile(path):
+            raise UserError(f"--inception_weights: there is no file {path}; download {ADDRESS}")
+        return Path(path)
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / ADDRESS.rsplit("/", 1)[1]
+    if not cached.exists():
+        try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            before = socket.getdefaulttimeout()
+            socket.setdefaulttimeout(20)
+            try:
+                # With a progress bar, to a temporary name first. The file's name ends with the start of its SHA-256.
+                torch.hub.download_url_to_file(ADDRESS, str(cached), hash_prefix=cached.stem.rsplit("-", 1)[1])
+            finally:
+                socket.setdefaulttimeout(before)
+        except (OSError, RuntimeError) as error:
+            raise UnavailableError(
+                f"the Inception weights cannot be downloaded ({one_line(error)}); download {ADDRESS} elsewhere and put "
+                f"the file at {cached}, or give it as --inception_weights FILE"
+            ) from None
+    return cached
+
+
+def _load_inception(weights: Path, device: torch.device) -> Features:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    try:
+        torch.load(weights, weights_only=True)  # torch-fidelity itself would also run code in a hostile file
+        with torch.random.fork_rng(devices=[]):  # a network begins with random weights
+            network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights)).to(device)
+    except Exception as error:  # pickles of any kind
+        reason = one_line(error, 120)
+        raise UserError(
+            f"--inception_weights: {weights} does not contain Inception's weights ({reason}); leave the flag out to "
+            "download them"
+        ) from None
+    return Features("inception", lambda images: network(images)[0], "bilinear as TensorFlow 1, to 299x299", True)
+
+
+def _name_of(path: Path) -> str:
+    """Return a name for a file that is safe in tables and file names, and is not a name of ours."""
+    name = re.sub(r"[^\w-]+", "_", path.stem).strip("_-")
+    return name if name not in ("", "inception", "pixels") else f"file_{name}"
+
+
+def _load_torchscript(path: Path, device: torch.device) -> Features:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, but no other format works without code
+        network = torch.jit.load(str(path), map_location=device).eval()
+    return Features(_name_of(path), lambda images: network(images.float()), "inside the module")
+
+
+def _load_torchvision(path: Path, device: torch.device) -> Features:
+    """Load weights of a torchvision model, named as torchvision names them, without its last layer."""
+    from torchvision import models
+
+    name = re.sub(r"-[0-9a-f]{8}$", "", path.stem)
+    if name not in models.list_models(module=models):
+        raise ValueError(f"torchvision has no model {name}: keep the file's own name, such as resnet18-f37072fd.pth")
+    network = models.get_model(name, weights=None)
+    network.load_state_dict(torch.load(path, weights_only=True))
+    for head in ("fc", "classifier", "head", "heads"):
+        if hasattr(network, head):
+            setattr(network, head, nn.Identity())
+    network = network.to(device).eval().requires_grad_(False)
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in _IMAGENET)
+
+    def extract(images: Tensor) -> Tensor:
+        images = F.interpolate(images.float() / 255, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)
+        return network((images - mean) / std).flatten(1)
+
+    return Features(_name_of(path), extract, "bicubic with antialias, to 224x224")
+
+
+def load_features(features: str, inception_weights: str | None, device: torch.device) -> Features:
+    """Return the features that `--features` names: "inception", "pixels" or a file.
+
+    Raises:
+        UserError: the file does not exist, or does not turn images into features.
+        UnavailableError: the Inception weights are not in the cache and cannot be downloaded.
+    """
+    if features == "pixels":
+        return Features("pixels", pixels, "mean, to 16x16")
+    if features == "inception":
+        return _load_inception(find_inception_weights(inception_weights), device)
+    path = Path(os.path.expanduser(features))
+    if not os.path.isfile(path):
+        raise UserError(f"--features: there is no file {features}; use inception, pixels or a file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            is_script = any("/code/" in name for name in archive.namelist())
+        with torch.random.fork_rng(devices=[]):  # a network begins with random weights
+            loaded = (_load_torchscript if is_script else _load_torchvision)(path, device)
+        tried = extract_features(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), loaded, device)
+        if tried.ndim != 2 or not tried.isfinite().all():
+            raise ValueError(f"2 images give {tuple(tried.shape)}, not (2, d) finite numbers")
+    except Exception as error:  # files of any kind
+        reason = one_line(error)
+        raise UserError(
+            f"--features: {features} does not turn images into features ({reason}); use another file, or pixels"
+        ) from None
+    return loaded
+
+
+@torch.no_grad()
+def extract_features(
+    images: Tensor, features: Features, device: torch.device, batch_size: int = 32, title: str | None = None
+) -> Tensor:
+    """Return the features of uint8 images (N, 3, H, W), float64 (N, d) on the CPU.
+
+    Args:
+        title: of the progress bar; None for no bar.
+    """
+    batches = images.split(batch_size)
+    shown = batches if title is None else ProgressBar(batches, title, "batches")
+    return torch.cat([features.extract(batch.to(device)).double().cpu() for batch in shown])

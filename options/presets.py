@@ -1,0 +1,88 @@
+"""Settings of published projects and our own best ones, by name, for `--preset`."""
+
+from typing import Any
+
+from options.fields import DIFFAUGMENT_ALL
+
+Preset = tuple[str, dict[str, Any]]  # a line for `--preset list`, and the options
+
+# Shared by several presets: how the course projects train, their cats, and their models for 256x256.
+_COURSE: dict[str, Any] = dict(lr=2e-4, ema_decay=0.0)
+_CATS: dict[str, Any] = dict(X="cat/grumpifyAprocessed", Y="cat/grumpifyBprocessed")
+_LARGE: dict[str, Any] = dict(
+    image_size=256,
+    data_aug="deluxe",
+    disc="patch",
+    use_cycle_consistency_loss=True,
+    use_identity_loss=True,
+    lambda_cycle=5.0,
+)
+
+# fmt: off
+DCGAN_PRESETS: dict[str, Preset] = {
+    "toy_cats": (
+        "the default without --data: batch norm keeps the toy cats' backgrounds in color",
+        dict(norm="batch", use_diffaug="translation,cutout")),
+    "hasey": (
+        "Hasey: grumpy cats, transposed convolutions, batch norm, deluxe, 100 epochs",
+        dict(_COURSE, data="cat/grumpifyBprocessed", upsample="deconv", norm="batch", data_aug="deluxe",
+             num_epochs=100)),
+    "agrawal": (
+        "Agrawal, 16-726 HW3: grumpy cats, instance norm, deluxe with autocontrast, DiffAugment, 6,400 iterations",
+        dict(_COURSE, data="cat/grumpifyBprocessed", data_aug="deluxe_autocontrast", use_diffaug=DIFFAUGMENT_ALL,
+             train_iters=6400)),
+    "grumpycat64": (
+        "Leo: grumpy cats, basic, 500 epochs; add --data_aug deluxe, --use_diffaug, --spectral_norm for the rest "
+        "of the table",
+        dict(_COURSE, data="cat/grumpifyBprocessed", num_epochs=500)),
+    "grumpycat64_best": (
+        "the best that we found so far for the same cats: patch, DiffAugment and our defaults, 6,400 iterations",
+        dict(data="cat/grumpifyBprocessed", disc="patch", use_diffaug=DIFFAUGMENT_ALL, train_iters=6400)),
+    "grumpycat256": (
+        "Leo: the same at 256x256, deluxe, DiffAugment",
+        dict(_COURSE, data="cat/grumpifyBprocessed", image_size=256, data_aug="deluxe",
+             use_diffaug=DIFFAUGMENT_ALL, num_epochs=500)),
+}
+
+CYCLEGAN_PRESETS: dict[str, Preset] = {
+    "toy_cats": (
+        "the default without images: patch discriminators, cycle and identity loss, DiffAugment, 1,000 iterations",
+        dict(disc="patch", use_cycle_consistency_loss=True, use_identity_loss=True,
+             use_diffaug="translation,cutout", train_iters=1000)),
+    "hasey": (
+        "Hasey: gray and grumpy cats, transposed convolutions, batch norm, MSE cycle loss, 100,000 iterations",
+        dict(_COURSE, **_CATS, upsample="deconv", norm="batch", data_aug="deluxe",
+             use_cycle_consistency_loss=True, cycle_loss="L2", train_iters=100_000)),
+    "agrawal": (
+        "Agrawal, 16-726 HW3: cats, deluxe with autocontrast, patch, cycle, DiffAugment, 10,000 iterations",
+        dict(_COURSE, **_CATS, data_aug="deluxe_autocontrast", disc="patch", use_cycle_consistency_loss=True,
+             use_diffaug=DIFFAUGMENT_ALL)),
+    "grumpycat64": (
+        "Leo: cats, patch, cycle, 10,000 iterations; --disc dc, --use_identity_loss, --cycle_loss SSIM, "
+        "--use_diffaug, --spectral_norm for the rest of the table",
+        dict(_COURSE, **_CATS, data_aug="deluxe", disc="patch", use_cycle_consistency_loss=True)),
+    "grumpycat64_best": (
+        "our best so far for the same cats: patch, cycle, DiffAugment and our defaults, 3,000 iterations",
+        dict(_CATS, disc="patch", use_cycle_consistency_loss=True, use_diffaug=DIFFAUGMENT_ALL, train_iters=3000)),
+    "apple2orange64": (
+        "Leo: the same for apples and oranges",
+        dict(_COURSE, data="apple2orange", data_aug="deluxe", disc="patch", use_cycle_consistency_loss=True)),
+    "yosemite128": (
+        "tooth2: summer to winter at 128x128, 6 residual blocks of two convolutions, batch norm, L1 cycle loss",
+        dict(_COURSE, data="summer2winter_yosemite", image_size=128, disc="patch94", n_downsample=3,
+             n_res_blocks=6, res_block_convs=2, upsample="deconv", norm="batch", g_conv_dim=64, d_conv_dim=64,
+             use_cycle_consistency_loss=True)),
+    "monet256": (
+        "Monet CycleGAN: 256x256, batch 1, ResNet with 9 blocks, 70x70 patches, cycle and identity, 80/20 split",
+        dict(_COURSE, X="gan-getting-started/monet_jpg", Y="gan-getting-started/photo_jpg", test_split=0.2,
+             image_size=256, batch_size=1, gen="resnet_9blocks", upsample="deconv", disc="patch70", g_conv_dim=64,
+             d_conv_dim=64, init_type="normal", pool_size=50, use_cycle_consistency_loss=True,
+             use_identity_loss=True, train_iters=60_000)),
+    "cats256": (
+        "Leo: cats at 256x256, patch, cycle and identity, lambda 5",
+        dict(_COURSE, **_CATS, **_LARGE)),
+    "apple2orange256": (
+        "Leo: the same for apples and oranges",
+        dict(_COURSE, data="apple2orange", **_LARGE)),
+}
+# fmt: on

@@ -1,0 +1,139 @@
+"""Checkpoint files: written whole, verified when they are read, the newest readable one first.
+
+A checkpoint is a dict of tensors and plain types: torch.load(path, weights_only=True)["networks"]["G"].
+"""
+
+import io
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from system.files import fsync_path, write_bytes
+from utils import LOG, UserError, one_line
+
+BEST = "best.pt"
+FORMAT = 3  # raised when an older program could not read a newer file. 1 and 3: plain torch.save; 2: with a SHA-256
+
+
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Return (step, path) of every checkpoint in a run folder, the newest first."""
+    matches = [(re.fullmatch(r"checkpoint-(\d+)\.pt", path.name), path) for path in folder.iterdir()]
+    return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
+
+
+def is_run(where: Path) -> bool:
+    """Whether `where` is a run folder, or a file that may be a checkpoint."""
+    return where.is_file() or (where / "options.json").is_file() or (where.is_dir() and bool(list_checkpoints(where)))
+
+
+def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint whole or not at all, after the logs beside it have reached the disk."""
+    for log in (path.parent / "losses.csv", path.parent / "metrics.csv"):
+        if log.exists():
+            fsync_path(log)
+    file = io.BytesIO()
+    torch.save({"format": FORMAT, **content}, file)
+    write_bytes(path, file.getbuffer())
+
+
+def read_file(path: Path, step: int | None = None) -> dict[str, Any]:
+    """Return the content of a checkpoint file, on the CPU.
+
+    Args:
+        step: the iteration in its name.
+
+    Raises:
+        UserError: a newer program wrote it, or the disk fails.
+        Exception: the file is damaged; torch.load has no single exception for that.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); fix this and try again") from None
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:  # torch.load does not verify checksums
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"{damaged} is damaged")
+    content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if content["format"] > FORMAT:
+        raise UserError(f"{path} has format {content['format']}, this program reads {FORMAT}; update it")
+    if step not in (None, content["step"]):
+        raise ValueError(f"it is of iteration {content['step']}")
+    return content
+
+
+def _reraise_unless_damaged(error: Exception) -> None:
+    """Raise an error again if it does not mean that the file is damaged."""
+    if isinstance(error, UserError | MemoryError) or "can't allocate memory" in str(error):
+        raise error
+
+
+def read_newest(folder: Path) -> dict[str, Any] | None:
+    """Return the newest readable checkpoint of a run folder; None if there is no checkpoint at all.
+
+    Raises:
+        UserError: none is readable, or the newest was written by a newer program.
+    """
+    checkpoints = list_checkpoints(folder)
+    for step, path in checkpoints:
+        try:
+            return read_file(path, step)
+        except Exception as error:
+            _reraise_unless_damaged(error)
+            rest = "; trying the previous one" if (step, path) != checkpoints[-1] else ""
+            LOG.warning("%s is not readable (%s)%s", path, one_line(error, 120), rest)
+    if checkpoints:
+        raise UserError(f"{folder} contains no readable checkpoint; use another run, or start a new one")
+    return None
+
+
+def read_checkpoint(where: Path, which: str = "newest") -> dict[str, Any]:
+    """Return a checkpoint, on the CPU. Changes nothing.
+
+    Args:
+        where: run folder, or a checkpoint file.
+        which: of a run folder: "newest" for the newest readable one, "best" for the one of the best evaluation while
+            training, or an iteration.
+
+    Raises:
+        UserError: no such checkpoint, none that is readable, or one of a newer program.
+    """
+    path = where
+    if where.is_dir() and which == "newest":
+        content = read_newest(where)
+        if content is None:
+            raise UserError(f"{where} contains no readable checkpoint; use another run, or start a new one")
+        return content
+    if where.is_dir():
+        steps = {str(step): path for step, path in list_checkpoints(where)}
+        step = which.lstrip("0")
+        if which != "best" and step not in steps:
+            available = ", ".join(reversed(steps)) or "none"
+            raise UserError(f"--checkpoint: {where} has no checkpoint {which}; available: newest, best, {available}")
+        path = where / BEST if which == "best" else steps[step]
+    if not path.is_file():
+        remedy = "training with --eval_every writes it" if path.name == BEST else "give a run folder or a checkpoint"
+        raise UserError(f"{path} does not exist; {remedy}")
+    try:
+        return read_file(path)
+    except Exception as error:
+        _reraise_unless_damaged(error)
+        raise UserError(f"{path} is not a readable checkpoint ({one_line(error, 120)}); use another") from None
+
+
+def prune_checkpoints(folder: Path, keep: int) -> None:
+    """Delete checkpoints that are older than the newest `keep` readable ones."""
+    checkpoints = list_checkpoints(folder)
+    readable = 0
+    for step, path in checkpoints if len(checkpoints) > keep else ():
+        if readable == keep:
+            path.unlink(missing_ok=True)
+            continue
+        try:
+            read_file(path, step)
+            readable += 1
+        except Exception:  # it is damaged, so an older one has to stay
+            LOG.debug("%s is not readable", path)

@@ -1,0 +1,70 @@
+"""Names of new run folders."""
+
+import contextlib
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from system.files import fsync_path, require_writable
+from utils import UserError
+
+if TYPE_CHECKING:
+    from options.training import CommonOptions
+
+# The files of a run that has no checkpoint yet.
+_OWN_FILES = re.compile(
+    r"(options|environment|data)\.json|log\.txt|losses\.(csv|png)|metrics\.csv|samples|\.lock|wandb|events\.out\..*"
+)
+
+
+def default_stem(options: "CommonOptions") -> str:
+    """Return the default name of a run, without its number: script, data, augmentation, losses."""
+    folders = [getattr(options, name) for name in options.DATA_FLAGS if getattr(options, name) is not None]
+    parts = [options.SCRIPT.removesuffix(".py"), *(Path(folder).resolve().name for folder in folders or ["toy_cats"])]
+    parts += [options.data_aug, options.gan_mode]
+    if getattr(options, "use_cycle_consistency_loss", False):
+        parts += ["cycle", getattr(options, "cycle_loss", "")]
+    parts += ["identity"] * getattr(options, "use_identity_loss", False) + ["diffaug"] * bool(options.use_diffaug)
+    return re.sub(r"[^\w.,=+ -]", "_", "-".join(parts))[:60]  # a folder of images may have any name
+
+
+def make_numbered_folder(parent: Path, stem: str) -> Path:
+    """Make `<stem>-<number>`, one above the highest number in use; return it."""
+    pattern = re.compile(re.escape(stem) + r"-(\d+)")
+    while True:
+        used = [int(match[1]) for path in parent.iterdir() if (match := pattern.fullmatch(path.name))]
+        folder = parent / f"{stem}-{max(used, default=0) + 1:03d}"
+        with contextlib.suppress(FileExistsError):  # another run was faster: take the next number
+            folder.mkdir()
+            fsync_path(parent)
+            return folder
+
+
+def _is_unused(folder: Path) -> bool:
+    """Whether a folder contains nothing but the files of a run that ended before its first checkpoint."""
+    names = {path.name for path in folder.iterdir() if not path.name.endswith(".tmp")}
+    if "options.json" in names:
+        return all(_OWN_FILES.fullmatch(name) for name in names)
+    return names <= {".lock", "samples"} and not any(folder.glob("samples/*"))
+
+
+def refuse_taken_name(options: "CommonOptions") -> None:
+    """Raise UserError if a new run cannot have the folder of --name, or no folder can be made at all.
+
+    The folder of a run that ended before its first checkpoint can be used again.
+    """
+    require_writable(Path(options.checkpoint_dir), "--checkpoint_dir")
+    if options.sample_dir is not None:
+        require_writable(Path(options.sample_dir), "--sample_dir")
+    if options.name is None:
+        return
+    folder = Path(options.checkpoint_dir) / options.name
+    try:
+        os.lstat(folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:  # such as a name that is too long
+        raise UserError(f"--name: {options.name[:20]}: {error.strerror}; use another name") from None
+    if not (folder.is_dir() and _is_unused(folder)):
+        raise UserError(f"--name: {folder} exists; use --resume {folder} to continue it, or another name")

@@ -1,0 +1,133 @@
+"""How a command runs: console output, exit codes, and signals that ask it to stop."""
+
+import contextlib
+import io
+import logging
+import re
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from system.processes import local_rank, rank
+from utils import LOG, NonFiniteError, UserError, one_line, printable
+
+MEMORY_ADVICE = "lower --batch_size, --image_size, --cache_gb or the width of the networks"
+_CPU_MEMORY_ERRORS = ("can't allocate memory", "Storage size calculation overflowed")  # RuntimeErrors of PyTorch
+
+
+class LineFormatter(logging.Formatter):
+    """One printable line per message; a warning begins with "Warning: "."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = "Warning: " if record.levelno >= logging.WARNING else ""
+        return printable(prefix + record.getMessage())
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints messages above the progress bar. A terminal or pipe that was closed does not end the program."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            tqdm.write(self.format(record))
+
+
+def set_up_log() -> None:
+    """Show messages of level INFO and above on the terminal; DEBUG goes to log.txt only. Ranks above 0 are silent."""
+    LOG.propagate = False
+    LOG.setLevel(logging.DEBUG if rank() == 0 else logging.CRITICAL)
+    if not any(isinstance(handler, ConsoleHandler) for handler in LOG.handlers):
+        handler = ConsoleHandler(logging.INFO)
+        handler.setFormatter(LineFormatter())
+        LOG.addHandler(handler)
+
+
+def describe_failure(error: Exception) -> tuple[int, str] | None:
+    """Return the exit code and a line for the user, or None for an error that needs a traceback."""
+    message = one_line(error, limit=10_000)
+    if isinstance(error, UserError):
+        who = f" in process {rank()}" if rank() else ""
+        return 2, f"error{who}: {printable(message)}"
+    if isinstance(error, NonFiniteError):
+        return 3, f"stopped: {message}"
+    if isinstance(error, OSError):  # a full disk or a missing permission
+        name = f"{error.filename}: " if error.filename else ""
+        text = printable(f"{name}{error.strerror or error}")
+        return 2, f"error: {text}; fix this, then use --resume or start a new run"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in message for text in _CPU_MEMORY_ERRORS):
+        amount = re.search(r"allocate ([\d.]+ ?\w+)", message)  # PyTorch and NumPy name it
+        requested = f" ({amount[1]} requested)" if amount else ""
+        return 2, f"error: out of memory{requested}; {MEMORY_ADVICE}"
+    if dist.is_initialized() and _is_lost_connection(error):
+        return 1, (
+            f"process {dist.get_rank()} lost contact with the others; see the message of the process that stopped, "
+            "then continue with --resume"
+        )
+    return None
+
+
+def _is_lost_connection(error: Exception) -> bool:
+    """Whether a collective operation failed because another process has ended."""
+    text = str(error)
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "Connection", "NCCL", "closed"))
+    )
+
+
+def run_main(main: Callable[[], int], prog: str) -> int:
+    """Call `main` and return the exit code: its own, 2 after a UserError, 3 after NonFiniteError, 130 after Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not be able to show a file name
+    set_up_log()
+    try:
+        code = main()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        return code
+    except Exception as error:
+        failure = describe_failure(error)
+        if failure is None:
+            raise
+        # All processes raise a NonFiniteError, and a UserError if they have not joined yet: one of them reports it.
+        raised_by_all = NonFiniteError if dist.is_initialized() else (NonFiniteError, UserError)
+        if local_rank() == 0 or not isinstance(error, raised_by_all):
+            sys.stderr.write(f"{prog}: {failure[1]}\n")
+        return failure[0]
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{prog}: interrupted\n")
+        return 130
+
+
+class StopSignals:
+    """Within this context, signals that ask the process to end are recorded in `received` instead.
+
+    They are Ctrl-C, SIGTERM, SIGHUP (a terminal closes) and SIGUSR1 (SLURM sends it before it kills a job). Under nohup
+    SIGHUP stays ignored. A second Ctrl-C raises KeyboardInterrupt at once.
+    """
+
+    NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows has only the first two
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def _record(self, number: int, frame: Any) -> None:
+        if self.received == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def __enter__(self) -> "StopSignals":
+        for name in self.NAMES:
+            number = getattr(signal, name, None)
+            if number is not None and (name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN):
+                self._before[number] = signal.signal(number, self._record)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
