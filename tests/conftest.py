@@ -16,14 +16,14 @@ from PIL import Image
 import cycle_gan
 import vanilla_gan
 from options import CycleOptions, VanillaOptions, parse_command_line
-from utils import run_main
+from system.program import run_main
 
 ROOT = Path(__file__).parent.parent
 
 torch.set_num_threads(1)  # for networks this small more threads only wait for each other
 
-# The training scripts, with their options, and with sizes so small that a step takes milliseconds. In float32, so that
-# the numbers are the same on every CPU.
+# The training scripts, their options, and sizes so small that a step takes milliseconds; float32, so that the numbers
+# are the same on every CPU.
 MODULES = {"vanilla_gan.py": vanilla_gan, "cycle_gan.py": cycle_gan}
 OPTIONS = {"vanilla_gan.py": VanillaOptions, "cycle_gan.py": CycleOptions}
 _SMALL = ["--image_size=32", "--batch_size=4", "--device=cpu", "--amp=off"]
@@ -61,27 +61,24 @@ def make_domains(root: Path, jpeg: bool = False) -> None:
 
 @pytest.fixture
 def domains(tmp_path: Path) -> Path:
-    """A folder that `make_domains` made."""
+    """Two domains, made by `make_domains`."""
     make_domains(tmp_path / "domains")
     return tmp_path / "domains"
 
 
 @pytest.fixture
 def images_of(photos: Path, domains: Path) -> dict[str, Path]:
-    """Script -> what its --data may be."""
+    """Script -> a folder that its --data can name."""
     return {"vanilla_gan.py": photos, "cycle_gan.py": domains}
 
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project's own files, in which tests may write."""
+    """A copy of the project's own files, where tests may write."""
     target = tmp_path_factory.mktemp("checkout")
-    for path in [
-        *ROOT.glob("*.*"),
-        *ROOT.glob("data/*.*"),
-        *ROOT.glob("benchmarks/*.*"),
-        *ROOT.glob("checkpoints/README.md"),
-    ]:
+    packages = [path.parent for path in ROOT.glob("*/__init__.py") if path.parent.name != "tests"]
+    files = [path for folder in (ROOT, *packages) for path in folder.glob("*.*")]
+    for path in [*files, ROOT / "checkpoints" / "README.md", ROOT / "data" / "README.md"]:
         if path.is_file():
             (target / path.relative_to(ROOT)).parent.mkdir(exist_ok=True)
             shutil.copy2(path, target / path.relative_to(ROOT))
@@ -104,16 +101,21 @@ def train(*arguments: str, script: str = "vanilla_gan.py") -> int:
 
 
 def resume(*arguments: str, script: str = "vanilla_gan.py") -> int:
-    """Like `train`, but with no flag besides those given: a resumed run has its own."""
+    """Like `train`, but without other flags than the given ones: a resumed run has its own options."""
     try:
-        options = parse_command_line(OPTIONS[script], arguments, script, "")
+        options = parse_command_line(OPTIONS[script], "", arguments)
     except SystemExit as stop:
         return stop.code
     return run_main(lambda: MODULES[script].main(options), script)
 
 
+def temporary_files(folder: Path) -> list[Path]:
+    """Return the hidden files in a folder and below it, without the locks of runs, which may stay."""
+    return [path for path in folder.rglob(".*") if path.name != ".lock"]
+
+
 class FinishedRun:
-    """What a run folder holds, for assertions."""
+    """The files of a run folder, for assertions."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -126,7 +128,7 @@ class FinishedRun:
             return list(csv.DictReader(file))
 
     def steps(self, pattern: str) -> list[int]:
-        """The iterations in the names of the files that match."""
+        """Return the iterations in the names of the files that match."""
         return sorted(int(path.stem.rsplit("-", 1)[1]) for path in self.folder.glob(pattern))
 
     def checkpoint(self, step: int | None = None) -> dict:
@@ -136,7 +138,7 @@ class FinishedRun:
 
 @pytest.fixture
 def run_once(images_of: dict[str, Path], tmp_path: Path):
-    """Train two iterations with extra flags; return the FinishedRun."""
+    """A function that trains two iterations with extra flags and returns the FinishedRun."""
 
     def run(*arguments: str, name: str = "run", script: str = "vanilla_gan.py") -> FinishedRun:
         flags = [f"--data={images_of[script]}", f"--checkpoint_dir={tmp_path / 'runs'}", f"--name={name}"]
@@ -150,7 +152,7 @@ def run_once(images_of: dict[str, Path], tmp_path: Path):
 
 
 class Canary:
-    """A pickle that writes a file when it is loaded as code."""
+    """An object whose pickle writes a file when it is loaded."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -160,7 +162,7 @@ class Canary:
 
 
 def assert_same(a, b, path: str = "") -> None:
-    """Assert that two nests of dicts, lists, tensors and plain values are equal to the last bit."""
+    """Assert that two nested structures of dicts, lists, tensors and plain values are equal to the last bit."""
     assert type(a) is type(b), path
     if isinstance(a, dict):
         assert list(a) == list(b), path

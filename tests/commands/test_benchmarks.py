@@ -1,0 +1,143 @@
+"""The scripts in benchmarks/: what they measure, print and start."""
+
+import json
+import re
+
+import pytest
+import torch
+
+import evaluate
+from benchmarks import plain, quality, speed, video
+from images.toy_cats import ensure_toy_cats
+from images.video import Video
+from options import VanillaOptions, parse_command_line
+from options.command_line import parse_command
+from options.commands import EvaluateOptions
+from tests.conftest import TINY, FinishedRun, resume, train
+
+
+@pytest.fixture
+def speed_here(tmp_path, monkeypatch):
+    """speed.py measures in this process, on 20 toy cats."""
+    root = ensure_toy_cats(tmp_path / "cats", 64, train=20, test=2)
+    monkeypatch.setattr(speed, "toy_cats", lambda size: root)
+    monkeypatch.setattr(speed, "measure_apart", speed.measure_here)
+
+
+def test_speed(speed_here, capsys):
+    flags = ["--case=DCGAN-64", "--seconds=0.1", "--rounds=2", "--device=cpu", "--amp=off", "--json"]
+    assert speed.main(flags) == 0
+    text = capsys.readouterr().out
+    result = json.loads(text[text.index("{\n") :])
+    [row] = result["cases"]
+    assert row["case"] == "DCGAN-64" and row["precision"] == "float32" and len(row["ratios"]) == 2
+    assert "thread(s)" in result["machine"]
+    assert row["ratio"] == pytest.approx(sum(row["ratios"]) / 2), "the median of two numbers is their mean"
+    assert min(row["ratios"]) / 2 < row["ours"]["rate"] / row["plain"]["rate"] < 2 * max(row["ratios"])
+    # Per batch of 16 D takes 0.856 GFLOP forward and G 0.869; the step needs 5 and 6 of D (less the first layer's
+    # gradients in D's update) and 3 of G (less that for z).
+    assert row["gflop"] == pytest.approx(9.34, rel=0.01)
+    assert row["share_of_floor"] == pytest.approx(row["ours"]["rate"] * row["gflop"] / row["gflops"])
+    assert all(0.1 < row[side]["rate"] < 100 and 200 < row[side]["memory_mb"] < 5000 for side in ("plain", "ours"))
+
+
+@pytest.mark.parametrize("case", speed.CASES)
+def test_the_plain_networks_are_those_of_the_project(case, tmp_path, speed_here):
+    """Except for biases that a norm cancels, and layers without weights."""
+    options = speed.read_options(case, torch.device("cpu"), str(tmp_path), "auto")
+    networks = speed.CASES[case][0].build_networks(options)
+    builders = {
+        "DCGAN-64": {"G": plain.dcgan_generator, "D": plain.dc_discriminator},
+        "CycleGAN-64": {"G_XtoY": plain.cycle_generator, "D_X": plain.patch_discriminator},
+        "CycleGAN-256": {"G_XtoY": plain.resnet_generator, "D_X": plain.patch70_discriminator},
+    }
+    for name, build in builders[case].items():
+        shapes = [[tuple(p.shape) for p in network.parameters()] for network in (networks[name], build())]
+        assert shapes[0] == shapes[1]
+    assert (options.lr, options.batch_size) == (5e-4, 1 if case == "CycleGAN-256" else 16)
+
+
+def test_speed_in_bf16(speed_here, monkeypatch, capsys):
+    """The project and the matrix product use bf16; the result is a table."""
+    seen = []
+    products = speed.measure_products
+    monkeypatch.setattr(speed, "measure_products", lambda *arguments: seen.append(arguments[2]) or products(*arguments))
+    started = speed.cycle_gan.main
+    monkeypatch.setattr(speed.cycle_gan, "main", lambda options: seen.append(options.amp) or started(options))
+    assert speed.main(["--case=CycleGAN-64", "--seconds=0.1", "--rounds=1", "--device=cpu", "--amp=bf16"]) == 0
+    assert seen == ["bf16", torch.bfloat16, "off"], "the operations are counted in float32"
+    cells = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
+    number = r"[\d.]+"
+    patterns = ["CycleGAN-64", "bfloat16", number, number, rf"{number} \({number}\)", r"27\.8", rf"{number} at \d+"]
+    for pattern, cell in zip([*patterns, r"\d+%", r"\d+, \d+"], cells, strict=True):
+        assert re.fullmatch(pattern, cell), cells
+
+
+def test_speed_counts_after_a_warm_up(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(speed.time, "monotonic", lambda: now[0])
+    watch = speed.Stopwatch(8.0, torch.device("cpu"))
+    with pytest.raises(speed.TimeIsUp):
+        for step in range(100):
+            now[0] += 10.0 if step == 0 else 0.5  # the first step is slow
+            watch.tick()
+    assert watch.rate == pytest.approx(2.0)
+
+
+def test_quality(photos, tmp_path, monkeypatch, capsys):
+    """Two cases and two seeds, with tiny networks, in this process: each has a row, each run its flags."""
+    started = []
+
+    def run(script, *arguments):
+        arguments = [str(argument) for argument in arguments]
+        started.append((script.name, arguments))
+        if script.name == "evaluate.py":
+            assert evaluate.main(parse_command(EvaluateOptions, "", arguments)) == 0
+        else:
+            assert resume(*arguments) == 0
+
+    monkeypatch.setattr(quality, "run", run)
+    flags = ["--case=basic", "--case=deluxe-diffaug-sn", "--seed=1", "--seed=2", "--train_iters=2", "--features=pixels"]
+    flags += [f"--data={photos}", f"--checkpoint_dir={tmp_path}"]
+    monkeypatch.setattr("sys.argv", ["quality.py", *flags, "--", *TINY["vanilla_gan.py"]])
+    for again in (False, True):
+        started.clear()
+        assert quality.main() == 0
+        assert [name for name, _ in started] == ["vanilla_gan.py", "evaluate.py"] * 4
+        assert ("--resume" in started[0][1]) is again
+    *_, names, line, first, _, _, last = capsys.readouterr().out.splitlines()
+    assert names.split(" | ")[:3] == ["| case", "seed", "kernel distance x1000"] and names.count("|") == line.count("|")
+    assert first.startswith("| basic | 1 | ") and first.endswith(" | 384 |")
+    assert last.startswith("| deluxe-diffaug-sn | 2 | ") and last.endswith(" | 136 |")
+    assert last.count("|") == line.count("|")
+    trained = FinishedRun(tmp_path / "deluxe-diffaug-sn-2-2").options
+    assert trained["spectral_norm"] and trained["use_diffaug"]
+    assert trained["data_aug"] == "deluxe" and trained["seed"] == 2
+    assert not FinishedRun(tmp_path / "basic-2-1").options["use_diffaug"]
+
+
+def test_video(domains, tmp_path, monkeypatch, capsys):
+    """It measures the network alone and the command, on a video of the requested length."""
+    assert train(f"--data={domains}", "--train_iters=1", f"--checkpoint_dir={tmp_path}", "--name=run",
+                 script="cycle_gan.py") == 0  # fmt: skip
+    monkeypatch.setattr(video, "toy_cats", lambda size: ensure_toy_cats(tmp_path / "cats", size, train=2, test=2))
+    lengths, rates = [], iter([10.0, 8.0, 20.0, 18.0])
+    for name in ("time_network", "time_translate"):
+        measure = getattr(video, name)
+        monkeypatch.setattr(video, name, lambda run, direction, path, measure=measure: (
+            lengths.append(len(list(Video(path)))), measure(run, direction, path))[1])  # fmt: skip
+    capsys.readouterr()
+    assert video.main([str(tmp_path / "run"), "--direction=Y2X", "--seconds=0.5", "--rounds=1"]) == 0
+    assert lengths == [15, 15]
+    number = r"\d+\.\d+"
+    assert re.fullmatch(rf"the network {number} frames/s, translate {number}: {number} \({number}\)\n",
+                        capsys.readouterr().out)  # fmt: skip
+    for name in ("time_network", "time_translate"):
+        monkeypatch.setattr(video, name, lambda *arguments: next(rates))
+    assert video.main([str(tmp_path / "run"), "--seconds=0.1", "--rounds=2"]) == 0
+    assert capsys.readouterr().out == "the network 15.0 frames/s, translate 13.0: 0.85 (0.80, 0.90)\n"
+
+
+def test_every_case_of_the_table_is_a_command():
+    for flags, _ in quality.CASES.values():
+        parse_command_line(VanillaOptions, "", [*flags, "--data=x"])

@@ -1,0 +1,130 @@
+"""Logs of a run: log.txt, losses.csv and metrics.csv, and how they are cut back to a checkpoint."""
+
+import pytest
+import torch
+
+from options.training import VanillaOptions
+from runs.folder import Run, open_run
+from runs.logs import METRICS, append_metrics, find_scores, last_logged_step, read_metrics
+from system.program import set_up_log
+from utils import LOG, UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def options(tmp_path):
+    return VanillaOptions(checkpoint_dir=str(tmp_path), data="x/cats", name="run")
+
+
+@pytest.fixture
+def new_run(options) -> Run:
+    run, _ = open_run(options)
+    return run
+
+
+def find_run(folder) -> Run:
+    """Return the run that --resume finds."""
+    run, _ = open_run(VanillaOptions(resume=str(folder), explicit=frozenset({"resume"})))
+    return run
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("text", ["", "st", "step,G", "\0\0\0"])
+def test_losses_without_a_complete_header_start_again(options, new_run, text):
+    with new_run as run:
+        run.save_checkpoint(5, {})
+        (run.folder / "losses.csv").write_text(text)
+        assert run.load_checkpoint()["step"] == 5
+        run.begin_session(options, CPU, "float32")
+        run.logs.add_losses(6, {"G": 1.0}, 0.5)
+    assert (run.folder / "losses.csv").read_text() == "step,G,lr\n6,1,0.5\n"
+
+
+def test_messages_are_single_printable_lines(new_run, capsys):
+    set_up_log()
+    with new_run as run:
+        LOG.info("my\x1b[31m\ncats\udcff")
+        LOG.warning("%s", "a\nb")
+        LOG.debug("only in the file")
+    LOG.info("after the run")
+    lines = "my\\x1b[31m\\ncats\\udcff\nWarning: a\\nb\n"
+    assert capsys.readouterr().out == lines + "after the run\n"
+    assert (run.folder / "log.txt").read_text() == lines + "only in the file\n"
+
+
+def test_losses_are_cut_back_to_the_checkpoint(options, new_run):
+    with new_run as run:
+        run.begin_session(options, CPU, "float32")
+        for step in (10, 20, 30):
+            run.logs.add_losses(step, {"G": step / 7}, 0.001)
+            run.save_checkpoint(step, {}) if step == 20 else None
+    path = run.folder / "losses.csv"
+    assert path.read_text() == "step,G,lr\n10,1.42857,0.001\n20,2.85714,0.001\n30,4.28571,0.001\n"
+    assert last_logged_step(run.folder) == 30
+    path.write_text(path.read_text() + "40,5.7")  # torn by a crash
+    with find_run(run.folder) as resumed:
+        assert resumed.load_checkpoint()["step"] == 20
+    assert path.read_text() == "step,G,lr\n10,1.42857,0.001\n20,2.85714,0.001\n"
+    assert resumed.logs.rows == run.logs.rows[:2]
+
+
+def test_losses_that_are_not_computed_in_every_interval(options, new_run):
+    """Such as gradient penalties: their cells are empty. A column is added for a loss that the file does not have."""
+    path = new_run.folder / "losses.csv"
+    with new_run as run:
+        run.begin_session(options, CPU, "float32")
+        run.logs.add_losses(1, {"G": 1.0, "R1": 0.5}, 0.1)
+        run.logs.add_losses(2, {"G": 2.0}, 0.1)
+        run.save_checkpoint(2, {})
+    assert path.read_text() == "step,G,R1,lr\n1,1,0.5,0.1\n2,2,,0.1\n"
+    with find_run(run.folder) as resumed:
+        resumed.load_checkpoint()
+        assert (
+            resumed.logs.rows
+            == run.logs.rows
+            == [{"step": 1, "G": 1, "R1": 0.5, "lr": 0.1}, {"step": 2, "G": 2, "lr": 0.1}]
+        )
+    path.unlink()
+    with find_run(run.folder) as resumed:
+        resumed.load_checkpoint()
+        resumed.logs.add_losses(1000003, {"G": 3.0}, 0.1)
+        resumed.logs.add_losses(1000004, {"G": 4.0, "R1": 0.25}, 0.1)
+    assert path.read_text() == "step,G,lr,R1\n1000003,3,0.1,\n1000004,4,0.1,0.25\n"
+
+
+def make_row(step, value, source="training", metric="m", split="train", features="f", task="z"):
+    columns = {"step": step, "source": source, "task": task, "split": split, "metric": metric, "value": value}
+    return {**dict.fromkeys(METRICS, ""), **columns, "features": features}
+
+
+def test_scores_are_those_of_the_first_metric(tmp_path):
+    """Read from metrics.csv, without other metrics, splits and features, and without the rows of evaluate.py."""
+    append_metrics(tmp_path, [make_row(1, 9.0, features="old"), make_row(2, 1.0), make_row(2, 7.0, metric="n")])
+    append_metrics(tmp_path, [make_row(2, 8.0, source="evaluate.py"), make_row(2, 6.0, split="test")])
+    append_metrics(tmp_path, [make_row(4, 3.0), make_row(4, 5.0, task="y"), make_row(4, 7.0, metric="n")])
+    rows = read_metrics(tmp_path)
+    assert len(rows) == 8 and rows[0]["features"] == "old"
+    assert find_scores(rows) == ("m (f)", {2: {"z": 1.0}, 4: {"z": 3.0, "y": 5.0}})
+    assert find_scores([]) == ("", {})
+
+
+@pytest.mark.faults
+def test_metrics_after_a_crash(tmp_path):
+    """A torn row is dropped and does not swallow the next; a torn header is written again."""
+    path = tmp_path / "metrics.csv"
+    append_metrics(tmp_path, [make_row(1, 9.0)])
+    path.write_text(path.read_text() + '2,training,"z')
+    append_metrics(tmp_path, [make_row(3, 1.0)])
+    assert [(row["step"], row["value"]) for row in read_metrics(tmp_path)] == [("1", "9"), ("3", "1")]
+    path.write_text(path.read_text()[:20])
+    append_metrics(tmp_path, [make_row(4, 2.0)])
+    assert [row["step"] for row in read_metrics(tmp_path)] == ["4"]
+
+
+def test_metrics_with_other_columns_are_refused(tmp_path):
+    (tmp_path / "metrics.csv").write_text("a,b\n1,2\n")
+    for call in (lambda: read_metrics(tmp_path), lambda: append_metrics(tmp_path, [make_row(1, 1.0)])):
+        with pytest.raises(UserError, match=r"metrics.csv has other columns than this program writes; move it away"):
+            call()
+    assert (tmp_path / "metrics.csv").read_text() == "a,b\n1,2\n"

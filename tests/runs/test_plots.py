@@ -1,0 +1,111 @@
+"""losses.png: its panels, smoothing, memory, and when it is drawn."""
+
+import gc
+import warnings
+import weakref
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import nn
+
+import runs.logs
+from runs.plots import draw_losses, save_losses, smooth
+from tests.conftest import train
+
+
+def test_plot_of_losses(tmp_path):
+    rows = [{"step": k, "A_b": 5 / k, "C": -1.0, "lr": 1.0} for k in range(1, 300)]
+    figure = draw_losses(rows, {"Left": ["A_b"], "Right": ["C"]}, "a run")
+    first, second = figure.axes
+    assert (first.get_title(), second.get_title()) == ("Left", "Right")
+    assert [text.get_text() for text in first.get_legend().get_texts()] == ["A b"]
+    assert [len(axes.lines) for axes in figure.axes] == [2, 2], "raw and smoothed"
+    assert second.get_ylim()[0] <= -1
+    figure.savefig(tmp_path / "x.png", dpi=100)
+    assert Image.open(tmp_path / "x.png").size == (900, 900)
+    draw_losses(rows[:1], {"": ["C"]}, "one row").savefig(tmp_path / "y.png")
+
+
+def test_plot_of_evaluations():
+    """Their own panel, with the x axis of the losses, from 0 up, and a mark at the best mean."""
+    rows = [{"step": k, "A": 1.0, "lr": 1.0} for k in range(10, 110, 10)]
+    scores = {20: {"X2Y": 3.0, "Y2X": 9.0}, 40: {"X2Y": 5.0, "Y2X": 5.0}, 60: {"X2Y": 2.0, "Y2X": 9.0}}
+    losses, panel = draw_losses(rows, {"": ["A"]}, "a run", "KID x1000 (inception)", scores).axes
+    assert panel.get_title() == "KID x1000 (inception)" and panel.get_xlim() == losses.get_xlim()
+    assert panel.get_ylim() == (0, pytest.approx(9.9))
+    assert [text.get_text() for text in panel.get_legend().get_texts()] == ["X2Y", "Y2X", "best: 40"]
+    assert [line.get_ydata().tolist() for line in panel.lines[:2]] == [[3, 5, 2], [9, 5, 9]]
+
+
+def test_losses_that_are_missing_in_some_rows():
+    """Such as gradient penalties: their curve has the points that there are; a panel without losses is left out."""
+    rows = [{"step": k, "G": 1.0, **({"R1": 2.0} if k % 16 == 0 else {})} for k in range(1, 65)]
+    first, second = draw_losses(rows, {"": ["G"], "Gradient penalties": ["R1", "R2"], "None": ["x"]}, "a run").axes
+    assert second.get_title() == "Gradient penalties" and list(second.lines[0].get_xdata()) == [16, 32, 48, 64]
+    assert len(first.lines) == len(second.lines) == 2
+
+
+ROWS = [{"step": 1, "G": 1.0, "lr": 1.0}]
+
+
+def count_figures() -> int:
+    return sum(type(thing) is Figure for thing in gc.get_objects())
+
+
+def test_figures_do_not_stay_in_memory(tmp_path):
+    """A figure refers to itself, so a long run would take more and more memory."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = count_figures()
+        save_losses(tmp_path / "losses.png", ROWS, {"": ["G"]}, "run")
+        assert count_figures() == before
+        figure = draw_losses(ROWS, {"": ["G"]}, "x")  # the control: deleting the figure does not free it
+        figure.savefig(tmp_path / "x.png")
+        del figure
+        assert count_figures() > before
+    finally:
+        gc.enable()
+
+
+def test_letters_that_the_font_lacks(tmp_path):
+    """No warning of matplotlib appears between the lines of the program."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_losses(tmp_path / "losses.png", ROWS, {"": ["G"]}, "猫")
+    assert (tmp_path / "losses.png").exists()
+
+
+def test_a_plot_collects_all_garbage(tmp_path):
+    """Also the garbage of evaluations, whose metrics hold the features of all images."""
+
+    def make_garbage() -> weakref.ref:
+        circle = nn.Identity()
+        circle.itself = [circle]
+        return weakref.ref(circle)
+
+    for _ in range(3):
+        garbage = make_garbage()
+        save_losses(tmp_path / "losses.png", ROWS, {"": ["G"]}, "run")
+        assert garbage() is None
+
+
+def test_when_losses_png_is_drawn(photos, tmp_path, monkeypatch):
+    """When grids are drawn, and at the end."""
+    drawn = []
+    monkeypatch.setattr(runs.logs, "save_losses", lambda path, rows, *arguments: drawn.append(rows[-1]["step"]))
+    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--log_step=1", "--sample_every=3"]
+    assert train(*flags, "--train_iters=7") == 0
+    assert sorted(set(drawn)) == [3, 6, 7]
+
+
+def test_smoothing_keeps_constants_and_averages_noise():
+    assert smooth(np.full(50, 3.0)) == pytest.approx(np.full(50, 3.0))
+    line = np.arange(200.0)
+    assert smooth(line)[50:150] == pytest.approx(line[50:150]), "centered: no lag"
+    noise = np.random.default_rng(0).normal(size=400)
+    assert smooth(noise).std() < 0.3 * noise.std()
+    assert list(smooth(np.arange(2.0))) == [0, 1], "a mean of both would be flat"
+    assert len(smooth(np.ones(1))) == 1 and len(smooth(np.ones(20))) == 20

@@ -1,0 +1,166 @@
+"""Experiment trackers: what Weights & Biases gets, in its offline mode, and what happens without it."""
+
+import json
+import os
+import struct
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from runs.trackers import WandbTracker
+from tests.conftest import ROOT, TINY, FinishedRun, command, resume, train
+from utils import UserError
+
+
+def read_records(path: Path) -> Iterator:
+    """Yield the records of a .wandb file: blocks of 32 KiB with chunks of (checksum, length, kind, content)."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, position, record = path.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        rest_of_block = 32768 - position % 32768
+        if rest_of_block < 7:
+            position += rest_of_block
+            continue
+        length, kind = struct.unpack("<HB", data[position + 4 : position + 7])
+        record += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            yield Record.FromString(record)
+            record = b""
+
+
+def read_session(folder: Path) -> tuple[str, dict, dict[int, dict]]:
+    """Return what one session sent to W&B: identity of the run, its config, and step -> name -> value."""
+    (path,) = folder.glob("*.wandb")
+    identity, config, history = "", {}, {}
+    for record in read_records(path):
+        if record.HasField("run"):
+            identity = record.run.run_id
+            config = {item.key: json.loads(item.value_json) for item in record.run.config.update}
+        if record.HasField("history"):
+            items = record.history.item
+            values = {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+            history[values["_step"]] = values
+    return identity, config, history
+
+
+def test_wandb_gets_losses_metrics_and_grids(photos, tmp_path):
+    """Two iterations, then two more in a resumed run, as a user calls them. The plain log stays as it is."""
+    pytest.importorskip("wandb")
+    own_folders = {f"WANDB_{kind}_DIR": str(tmp_path / kind) for kind in ("CACHE", "CONFIG", "DATA")}
+    env = {**os.environ, **own_folders, "WANDB_MODE": "offline"}
+    script, folder = ROOT / "vanilla_gan.py", tmp_path / "run"
+    flags = [*TINY["vanilla_gan.py"], f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--name=run"]
+    flags += ["--train_iters=2", "--log_step=1", "--eval_every=2", "--tracker=wandb"]
+    first = command(script, *flags, env=env)
+    second = command(script, f"--resume={folder}", "--train_iters=4", env=env)
+    assert [first.returncode, second.returncode] == [0, 0] and first.stderr == second.stderr == ""
+    run = FinishedRun(folder)
+    assert run.log == first.stdout + second.stdout and "wandb:" not in run.log
+    assert "tensorboard" not in run.log, "the advice to compare runs is of the other tracker"
+    assert not list(folder.glob("events.*"))
+
+    sessions = sorted((folder / "wandb").glob("offline-run-*"))
+    (identity, config, history), (same, _, continued) = map(read_session, sessions)
+    assert len(sessions) == 2 and identity == same, "a resumed run continues its curves"
+    assert config["conv_dim"] == 2 and config["tracker"] == "wandb"
+    assert sorted(history) == [0, 1, 2] and sorted(continued) == [3, 4]
+
+    # Losses and metrics are those of losses.csv and metrics.csv.
+    recorded = {**history, **continued}
+    assert len(run.rows()) == 4
+    for row in run.rows():
+        values = recorded[int(row["step"])]
+        for name in ("D_real", "D_fake", "D_total", "G"):
+            assert values[f"losses/{name}"] == pytest.approx(float(row[name]), rel=1e-5)
+        assert values["lr"] == 5e-4
+    measured = {name: value for name, value in recorded[2].items() if name.startswith("metrics/")}
+    assert measured and all(np.isfinite(value) for value in measured.values())
+    assert measured.keys() == {name for name in recorded[4] if name.startswith("metrics/")}
+    assert not any(name.startswith("metrics/") for name in recorded[1])
+
+    # Grids are the pictures of samples/.
+    for session, name, step in [(0, "real", 0), (0, "sample", 0), (0, "sample", 2), (1, "sample", 4)]:
+        (picture,) = (sessions[session] / "files" / "media" / "images").glob(f"{name}_{step}_*.png")
+        assert recorded[step][f"{name}.path"].endswith(picture.name)
+        expected = Image.open(folder / "samples" / f"{name}-{step:06d}.png")
+        assert np.array_equal(np.array(Image.open(picture)), np.array(expected))
+
+
+def test_without_wandb_one_line_says_so(photos, tmp_path, monkeypatch, capsys):
+    """The name can be used again."""
+    monkeypatch.setitem(sys.modules, "wandb", None)  # `import wandb` then fails as if it was not installed
+    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--name=run", "--train_iters=1"]
+    assert train(*flags, "--tracker=wandb") == 2
+    err = capsys.readouterr().err
+    assert err == ("vanilla_gan.py: error: --tracker: wandb is not installed; pip install wandb, or use tensorboard\n")
+    assert train(*flags) == 0 and list((tmp_path / "run").glob("events.*"))
+
+
+def test_a_resumed_run_may_change_its_tracker(photos, tmp_path, monkeypatch, capsys):
+    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--name=run", "--train_iters=1"]
+    assert train(*flags) == 0
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert resume(f"--resume={tmp_path / 'run'}", "--train_iters=2", "--tracker=wandb") == 2
+    assert "wandb is not installed" in capsys.readouterr().err
+    assert resume(f"--resume={tmp_path / 'run'}", "--train_iters=2", "--tracker=tensorboard") == 0
+
+
+class FakeWandb(types.ModuleType):
+    """Stands for the wandb module: keeps what `init` was called with, and makes the folder that wandb makes."""
+
+    class Error(Exception):
+        pass
+
+    def __init__(self, problem: str | None = None):
+        super().__init__("wandb")
+        self.problem, self.calls, self.logged = problem, [], []
+        self.Settings, self.Image = dict, lambda picture: picture
+
+    def init(self, **arguments):
+        if self.problem is not None:
+            raise self.Error(self.problem)
+        self.calls.append(arguments)
+        name = f"run-20260101_0000{len(self.calls):02d}-{arguments['id']}"
+        (Path(arguments["dir"]) / "wandb" / name).mkdir(parents=True)
+        return types.SimpleNamespace(log=lambda values, step: self.logged.append((step, values)), finish=lambda: None)
+
+
+def test_a_resumed_run_has_the_same_identity_and_a_new_run_another(tmp_path, monkeypatch):
+    """A new run in a folder that was used before must not continue the curves of the deleted run."""
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for resumed_step in (None, 5, None, 7):
+        WandbTracker(tmp_path, {"lr": 1.0}, resumed_step)
+    first, resumed, new, resumed_new = (call["id"] for call in wandb.calls)
+    assert first == resumed != new == resumed_new
+    assert all(call["resume"] == "allow" and call["config"] == {"lr": 1.0} for call in wandb.calls)
+    (tmp_path / "wandb").rename(tmp_path / "moved")
+    WandbTracker(tmp_path, {}, 7)
+    assert wandb.calls[-1]["id"] not in (first, new)
+
+
+def test_the_terminal_is_left_alone(tmp_path, monkeypatch):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    tracker = WandbTracker(tmp_path, {}, None)
+    assert wandb.calls[0]["settings"] == {"silent": True, "console": "off"}
+    tracker.scalars({"lr": 0.5}, 3)
+    tracker.image("sample", torch.zeros(3, 2, 4, dtype=torch.uint8), 3)
+    assert wandb.logged[0] == (3, {"lr": 0.5}) and wandb.logged[1][1]["sample"].size == (4, 2)
+
+
+def test_a_missing_account_or_connection_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb("No API key\nconfigured."))
+    with pytest.raises(UserError) as error:
+        WandbTracker(tmp_path, {}, None)
+    assert str(error.value) == (
+        "--tracker: wandb: No API key configured; fix this, set WANDB_MODE=offline, or use tensorboard"
+    )

@@ -1,0 +1,129 @@
+"""The import graph of the project: imports point down the floors of CONTRIBUTING.md, and slow packages come late."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+# Each file or package, and the files and packages of the project that it may import. A package may import itself.
+ALLOWED = {
+    "options": set(),
+    "utils": set(),
+    "losses": set(),
+    "layers": set(),
+    "models": {"layers", "options.fields"},
+    "system": {"utils"},
+    "diff_augment": {"system", "utils"},
+    "images": {"options.fields", "system", "utils"},
+    "runs": {"system", "utils"},
+    "data_loader": {"images", "system", "utils"},
+    "training": {"runs", "system", "utils"},
+    "metrics": {"data_loader", "images", "losses", "models", "runs", "system", "utils"},
+    "generation": {"images", "models", "options", "runs", "system", "utils"},
+}
+_SCRIPT = {*ALLOWED} - {"generation"}
+ALLOWED |= {"vanilla_gan": _SCRIPT, "cycle_gan": _SCRIPT, "evaluate": {*ALLOWED}, "generate": {*ALLOWED}}
+
+
+def product_files() -> list[str]:
+    """Return the Python files of the product, but for benchmarks and tests."""
+    found = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    names = [name for name in found.stdout.splitlines() if (ROOT / name).exists()]
+    return [name for name in names if not name.startswith(("tests/", "benchmarks/"))]
+
+
+def module_of(name: str) -> str:
+    """runs/logs.py -> runs.logs; options/__init__.py -> options"""
+    return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+class _Imports(ast.NodeVisitor):
+    """Collects the modules that a source imports, without those that are for type checkers only."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def visit_If(self, node: ast.If) -> None:
+        if not (isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
+            self.generic_visit(node)
+
+    def visit_Import(self, node: ast.Import) -> None:
+        self.names |= {alias.name for alias in node.names}
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        self.names |= {f"{node.module}.{alias.name}" for alias in node.names}
+
+
+def imported(source: str) -> set[str]:
+    """Return the full names that a source text imports, anywhere in it."""
+    visitor = _Imports()
+    visitor.visit(ast.parse(source))
+    return visitor.names
+
+
+def forbidden(module: str, source: str) -> set[str]:
+    """Return the imports of the project's own modules that a module may not have."""
+    top = module.partition(".")[0]
+    ours = {name for name in imported(source) if name.partition(".")[0] in ALLOWED}
+    allowed = ALLOWED[top] | {top}
+    return {name for name in ours if not any(name == one or name.startswith(f"{one}.") for one in allowed)}
+
+
+@pytest.mark.parametrize("name", product_files())
+def test_imports_point_down(name):
+    assert not forbidden(module_of(name), (ROOT / name).read_text())
+
+
+def test_no_file_is_without_a_floor():
+    assert {module_of(name).partition(".")[0] for name in product_files()} == set(ALLOWED)
+
+
+def test_no_package_imports_a_command():
+    commands = {"vanilla_gan", "cycle_gan", "evaluate", "generate"}
+    assert not any(allowed & commands for allowed in ALLOWED.values())
+
+
+@pytest.mark.parametrize(
+    "module, source",
+    [
+        ("runs.logs", "def f():\n    from training.loop import train"),
+        ("models", "from options.training import VanillaOptions"),
+        ("evaluate", "import vanilla_gan"),
+        ("images.decoding", "import data_loader as d"),
+    ],
+)
+def test_a_wrong_import_is_seen(module, source):
+    assert forbidden(module, source)
+    assert not forbidden(module, f"from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    {source.splitlines()[-1]}")
+
+
+def test_a_product_file_has_at_most_350_lines():
+    benchmarks = [path.relative_to(ROOT).as_posix() for path in (ROOT / "benchmarks").glob("*.py")]
+    long = {name: (ROOT / name).read_text().count("\n") for name in [*product_files(), *benchmarks]}
+    assert not {name: lines for name, lines in long.items() if lines > 350}
+
+
+def test_data_and_checkpoints_hold_a_readme_only():
+    found = subprocess.run(["git", "ls-files", "data", "checkpoints"], cwd=ROOT, capture_output=True, text=True)
+    assert found.stdout.split() == ["checkpoints/README.md", "data/README.md"]
+
+
+@pytest.mark.parametrize("name", ["loop", "state", "steps"])
+def test_the_loop_contains_no_word_of_gans(name):
+    source = ast.unparse(ast.parse((ROOT / "training" / f"{name}.py").read_text()))
+    words = set(source.lower().replace("_", " ").split())
+    assert not words & {"generator", "discriminator", "fake", "latent", "latents", "cycle", "adversarial"}
+
+
+def test_slow_packages_are_imported_when_they_are_used():
+    """Each takes its time; a run imports them when it draws, logs, or computes an SSIM."""
+    code = "import sys, vanilla_gan, cycle_gan; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    slow = {"matplotlib", "tensorboard", "torchmetrics", "torch_fidelity", "imageio", "av", "wandb"}
+    assert not slow & set(found.stdout.split())
+    assert "torchvision" in found.stdout.split()

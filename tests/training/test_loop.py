@@ -1,0 +1,78 @@
+"""The training loop: means in losses.csv, the moving average, TensorBoard, logs on disk before a checkpoint."""
+
+import os
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import vanilla_gan
+from tests.conftest import FinishedRun, resume, train
+
+
+def test_rows_are_the_means_since_the_previous_row(run_once):
+    every, third = (run_once("--train_iters=6", f"--log_step={k}", name=f"log{k}").rows() for k in (1, 3))
+    for name in ("D_real", "D_fake", "D_total", "G"):
+        values = [float(row[name]) for row in every]
+        expected = [sum(values[:3]) / 3, sum(values[3:]) / 3]
+        assert [float(row[name]) for row in third] == pytest.approx(expected, rel=1e-4)
+    assert [row["step"] for row in third] == ["3", "6"]
+
+
+def test_moving_average_follows_the_weights_of_every_iteration(run_once, monkeypatch):
+    weights = []
+    real = vanilla_gan.train_step
+
+    def train_step(state, batch, options, with_penalty):
+        if not weights:
+            weights.append(state.networks["G"].layers[3].weight.detach().clone())
+        losses = real(state, batch, options, with_penalty)
+        weights.append(state.networks["G"].layers[3].weight.detach().clone())
+        return losses
+
+    monkeypatch.setattr(vanilla_gan, "train_step", train_step)
+    run = run_once("--train_iters=3", "--ema_decay=0.75", "--lr=0.01")
+    expected = weights[0]
+    for new in weights[1:]:
+        expected = 0.75 * expected + 0.25 * new
+    found = run.checkpoint()["ema"]["G"]["layers.3.weight"]
+    torch.testing.assert_close(found, expected)
+    assert len(weights) == 4 and not torch.allclose(found, weights[0]) and not torch.allclose(found, weights[-1])
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("last", [3, 0])
+def test_tensorboard_has_each_step_once_after_a_crash(last, photos, tmp_path):
+    """Rows after the last checkpoint, or all if there is none, are computed again; TensorBoard shows them once."""
+    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--name=run", "--log_step=1", "--checkpoint_every=3"]
+    assert train(*flags, "--train_iters=5") == 0
+    for step in (3, 5):
+        if step > last:  # as if it had not been reached
+            (tmp_path / "run" / f"checkpoint-{step:06d}.pt").unlink()
+    assert resume(f"--resume={tmp_path / 'run'}", "--train_iters=6") == 0
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("losses/G")] == [1, 2, 3, 4, 5, 6]
+    assert [int(row["step"]) for row in FinishedRun(tmp_path / "run").rows()] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs Linux to name an open file")
+def test_losses_are_on_the_disk_before_the_checkpoint(photos, tmp_path, monkeypatch):
+    """Otherwise a power failure could leave a checkpoint whose log lacks rows that are never written again."""
+    synced = []
+    real_fsync, real_replace = os.fsync, os.replace
+
+    def fsync(descriptor):
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        real_fsync(descriptor)
+
+    def replace(source, target):
+        if str(target).endswith(".pt"):
+            assert synced[-2].endswith("losses.csv") and synced[-1] == str(source)
+            synced.append("checkpoint")
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    assert train(f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--train_iters=2", "--log_step=1") == 0
+    assert "checkpoint" in synced
