@@ -156,21 +156,24 @@ class _Loop:
                 self.bar.update()
 
                 is_last = state.step == self.total
+                is_grid_due = state.step % options.sample_every == 0 or is_last
                 if state.step % options.log_step == 0:
                     self.log(lr)
-                if state.step % options.sample_every == 0 or is_last:
+                if is_grid_due:
                     self.draw()
-                    self.run.logs.plot_losses(self.recipe.panels)
                     self.warn()
                 if options.eval_every and (state.step % options.eval_every == 0 or is_last):
                     self.evaluate()
+                if is_grid_due:
+                    self.run.logs.plot_losses(self.recipe.panels)
                 if state.step % options.checkpoint_every == 0 and self.saved_step != state.step:
                     self.save()
 
             # Save where training ended or was stopped.
             if self.saved_step != state.step:
                 self.save()
-            self.run.logs.plot_losses(self.recipe.panels)
+            if stopped_by:
+                self.run.logs.plot_losses(self.recipe.panels)
         return stopped_by
 
     def log(self, lr: float) -> None:
