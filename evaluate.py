@@ -31,7 +31,7 @@ from metrics.features import Features, UnavailableError, load_features
 from metrics.folders import read_folder
 from metrics.report import MIN_IMAGES_FOR_FID, MIN_IMAGES_FOR_RECALL, describe, draw_nearest, save_evaluation
 from runs.checkpoints import is_run
-from runs.logs import read_metrics
+from runs.tables import read_metrics
 from system.device import choose_device, tune_malloc
 from system.files import require_writable
 from system.program import run_main

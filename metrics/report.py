@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metrics.evaluation import Comparison
-from runs.logs import append_metrics
+from runs.tables import append_metrics
 from system.files import read_json, write_bytes, write_json
 from utils import UserError, from_uint8, image_grid, to_png
 

@@ -32,9 +32,10 @@ import filelock
 import torch
 
 from runs.checkpoints import BEST, prune_checkpoints, read_checkpoint, read_newest, write_checkpoint
-from runs.logs import LogFile, RunLogs, last_logged_step
+from runs.logs import LogFile, RunLogs
 from runs.names import default_stem, make_numbered_folder, refuse_taken_name
 from runs.records import describe_changes, describe_environment, read_sessions, why_inexact
+from runs.tables import last_logged_step
 from runs.trackers import TRACKERS
 from system.files import make_durable_folder, read_json, write_json
 from system.processes import broadcast, main_process_only, rank, restarts

@@ -19,7 +19,7 @@ from metrics.distances import frechet_distance
 from metrics.features import pixels
 from options.command_line import parse_command
 from options.commands import EvaluateOptions
-from runs.logs import read_metrics
+from runs.tables import read_metrics
 from system.program import run_main
 from tests.conftest import ROOT as PROJECT
 from tests.conftest import Canary, assert_same, command, make_domains, make_photo, resume, train

@@ -5,7 +5,7 @@ import torch
 
 from options.training import VanillaOptions
 from runs.folder import Run, open_run
-from runs.logs import METRICS, append_metrics, find_scores, last_logged_step, read_metrics
+from runs.tables import METRICS, append_metrics, find_scores, last_logged_step, read_metrics
 from system.program import set_up_log
 from utils import LOG, UserError
 
