@@ -87,7 +87,7 @@ class ImageBatches:
 
         # Find out which of the test images are readable, too.
         test = domain.test if domain.test is not None else FolderSource([])
-        tested = decode_all(test, image_size, self._pool, False, cache_dir)
+        tested = decode_all(test, image_size, self._pool, False, cache_dir, "test")
         self.test = test.select(tested.readable)
 
         self.skipped: dict[str, str] = {}
@@ -222,7 +222,7 @@ class ImageBatches:
 
 
 def load_images(options: "VanillaOptions | CycleOptions", device: torch.device) -> dict[str, ImageBatches]:
-    """Find and decode the images of a run, by domain. Of the processes on a machine one decodes before the others.
+    """Find and decode the images of a run, by domain. One process per machine decodes first, for the decode cache.
 
     Args:
         options: the data options, and checkpoint_dir, in whose folder .cache decoded images are kept.

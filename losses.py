@@ -69,8 +69,8 @@ def gradient_penalty(discriminate: Callable[[Tensor], Tensor], images: Tensor) -
     """Return the mean squared norm of the gradient of D with respect to its input (Mescheder et al. 2018,
     "Which Training Methods for GANs do actually Converge?", arXiv:1801.04406).
 
-    R1 on real images, R2 on generated ones. Of a patch discriminator the mean logit of each image counts. Computed in
-    float32: gradients of gradients lose too many digits in 16 bits.
+    R1 is computed on real images, R2 on generated ones. If D judges patches, the gradient is of the mean logit of each
+    image. Everything is in float32: gradients of gradients lose too many digits in 16 bits.
 
     Args:
         discriminate: images -> logits (B, ...), differentiable twice.

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -94,8 +95,14 @@ def image_grid(images: Tensor, columns: int, padding: int = 2) -> Tensor:
     return make_grid(to_uint8(images).cpu(), nrow=columns, padding=padding, pad_value=255)  # (3, H', W')
 
 
+def to_pixels(image: Tensor) -> np.ndarray:
+    """Image (3, H, W) in [-1, 1] or of uint8 -> uint8 (H, W, 3), for Pillow and FFmpeg."""
+    image = image if image.dtype == torch.uint8 else to_uint8(image)
+    return image.permute(1, 2, 0).cpu().numpy()
+
+
 def to_png(picture: Tensor) -> bytes:
     """Encode a uint8 image (3, H, W) as a PNG file."""
     file = io.BytesIO()
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, format="PNG")
+    Image.fromarray(to_pixels(picture)).save(file, format="PNG")
     return file.getvalue()

@@ -18,7 +18,7 @@ from options.commands import InterpolateOptions, SampleOptions
 from system.files import check_new_file, check_new_folder
 from system.progress import ProgressBar
 from system.threads import map_in_threads
-from utils import LOG, image_grid, to_uint8
+from utils import LOG, image_grid, to_pixels
 
 WALK_STEP = 0.5  # largest step of a random walk, of each coordinate of z
 
@@ -42,12 +42,6 @@ def map_on_cores(
         yield from map_in_threads(function, items, workers, 1, lambda: torch.set_num_threads(max(1, cores // workers)))
     finally:
         torch.set_num_threads(cores)  # later threads start with the number that was set last
-
-
-def to_pixels(image: Tensor) -> np.ndarray:
-    """Image (3, H, W) in [-1, 1] or of uint8 -> uint8 (H, W, 3)."""
-    image = image if image.dtype == torch.uint8 else to_uint8(image)
-    return image.permute(1, 2, 0).cpu().numpy()
 
 
 def seed_latent(seed: int, noise_size: int, count: int = 1) -> Tensor:

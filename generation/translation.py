@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from generation.sampling import blend, map_on_cores, to_pixels
+from generation.sampling import blend, map_on_cores
 from generation.trained import choose_generator, load_trained_by
 from images.decoding import MAX_PIXELS, describe_error
 from images.files import IMAGE_FORMATS, read_image, write_image
@@ -25,7 +25,7 @@ from options.commands import TranslateOptions
 from system.files import check_new_file, check_new_folder
 from system.progress import ProgressBar
 from system.threads import prefetch
-from utils import LOG, UserError, from_uint8, printable
+from utils import LOG, UserError, from_uint8, printable, to_pixels
 
 BATCH_PIXELS = 2**18  # of frames that pass through the network as one batch, if they are small
 MAX_PIXELS_IN_PROGRESS = 2**20  # of frames on which the cores of a CPU work: about 1 GB with large networks

@@ -202,7 +202,7 @@ def _write_cache(path: Path, decoded: DecodedSet, outdated: str) -> bool:
 
 
 def decode_all(
-    source: "ImageSource", size: int, pool: Executor, keep: bool = True, cache: Path | None = None
+    source: "ImageSource", size: int, pool: Executor, keep: bool = True, cache: Path | None = None, part: str = "train"
 ) -> DecodedSet:
     """Decode images in parallel, or read them from `cache` if an earlier run decoded the same images.
 
@@ -216,7 +216,7 @@ def decode_all(
     images = torch.empty(count if keep else 0, 3, size, size, dtype=torch.uint8)
     if not count:
         return DecodedSet(images, [], {}, [])
-    place = f"{source.location.resolve()}, {size}, {keep}"
+    place = f"{source.location.resolve()}, {part}, {size}, {keep}"
     version = f"{CACHE_VERSION}, {PIL.__version__}, {source.fingerprint()}"
     outdated, newest = (hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest() for text in (place, version))
     path = None if cache is None else cache / f"{outdated[:16]}-{newest[:32]}.pt"

@@ -80,16 +80,17 @@ def load_real_images(options: "VanillaOptions | CycleOptions") -> RealImages:
     domains = find_domains(options)
     found = {}
 
-    def load(source: ImageSource) -> DecodedSet:
+    def load(source: ImageSource, part: str) -> DecodedSet:
         with ThreadPoolExecutor() as pool:
-            return decode_all(source, options.image_size, pool, cache=Path(options.checkpoint_dir) / ".cache")
+            cache = Path(options.checkpoint_dir) / ".cache"
+            return decode_all(source, options.image_size, pool, cache=cache, part=part)
 
     for name, domain in domains.items():
-        found[name, "train"] = load(domain.train).images
+        found[name, "train"] = load(domain.train, "train").images
         if len(found[name, "train"]) < 2:
             raise UserError(f"{domain.train.location}: at least 2 readable images are needed; add more")
         if len(domains) > 1 and domain.test is not None:
-            test = load(domain.test).images
+            test = load(domain.test, "test").images
             if len(test) > 1:
                 found[name, "test"] = test
     [root, *others] = {domain.train.location.parent for domain in domains.values()}

@@ -58,7 +58,8 @@ def add_options(parser: argparse.ArgumentParser, cls: type, common: type | None 
         # `check` refuses what is not among the choices: argparse's own words differ between versions of Python.
         braces = meta["choices"] and "{" + ",".join(map(str, meta["choices"])) + "}"
         if kind is bool:
-            arguments["action"] = argparse.BooleanOptionalAction
+            is_training = issubclass(cls, CommonOptions)  # only there a preset may have turned the option on
+            arguments["action"] = argparse.BooleanOptionalAction if is_training else "store_true"
         else:
             arguments.update(type=meta["read"] or kind, metavar=braces or meta["metavar"])
         if meta["const"] is not None:

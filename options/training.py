@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +133,7 @@ class CommonOptions:
                 raise ValueError(f"--use_diffaug: {name!r} is unknown; choose from {DIFFAUGMENT_ALL}")
         if self.name is not None and (self.name in ("", ".", "..") or set(self.name) & set("/\\")):
             raise ValueError(f"--name: {self.name!r} is not a valid run name; do not use / or \\")
-        if self.name is not None and not self.name.isprintable():
+        if self.name is not None and any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in self.name):
             raise ValueError(f"--name: {self.name!r} contains characters that cannot be printed; leave them out")
         if any("\ud800" <= character <= "\udfff" for character in self.checkpoint_dir):  # TensorBoard fails there
             raise ValueError(f"--checkpoint_dir: {self.checkpoint_dir!r} is not valid text; use another folder")
@@ -147,6 +148,8 @@ class CommonOptions:
                 raise ValueError(f"{flag_of(field)}: does nothing without --{needs}; add that flag")
         if self.inception_weights is not None and self.features != "inception":
             raise ValueError("--inception_weights: does nothing without --features inception; add that flag")
+        if self.compile and (self.r1_gamma or self.r2_gamma):  # torch.compile cannot differentiate twice
+            raise ValueError("--compile: does not work with --r1_gamma or --r2_gamma; leave one of them out")
         if "penalty_every" in self.explicit and not (self.r1_gamma or self.r2_gamma):
             raise ValueError("--penalty_every: does nothing without --r1_gamma or --r2_gamma; add one of them")
 

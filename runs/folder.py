@@ -33,13 +33,13 @@ import torch
 
 from runs.checkpoints import BEST, prune_checkpoints, read_checkpoint, read_newest, write_checkpoint
 from runs.logs import LogFile, RunLogs
-from runs.names import default_stem, make_numbered_folder, refuse_taken_name
+from runs.names import clear_unused, default_stem, make_numbered_folder, refuse_taken_name
 from runs.records import describe_changes, describe_environment, read_sessions, why_inexact
 from runs.tables import last_logged_step
 from runs.trackers import TRACKERS
 from system.files import make_durable_folder, read_json, write_json
 from system.processes import broadcast, main_process_only, rank, restarts
-from system.program import LineFormatter
+from system.program import LineFormatter, set_up_log
 from utils import LOG, NonFiniteError, UserError
 
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ class Run:
         self._take_lock()
         if self._is_new:
             refuse_taken_name(self._options)  # again: another process may have been faster
+            clear_unused(self.folder)
+            make_durable_folder(self.samples)
             self.save_options(self._options)
         log_file = LogFile(self.folder / "log.txt")
         log_file.setFormatter(LineFormatter())
@@ -260,6 +262,7 @@ def open_run(request: "Options") -> "tuple[Run, Options]":
     Raises:
         UserError: a name that is in use, no such run, a run of another script, or a flag that may not differ.
     """
+    set_up_log()  # also for a `main` that is called from a notebook
     if request.resume is None and restarts():
         request = _resume_after_restart(request)
     if request.resume is None:
@@ -310,5 +313,7 @@ def _resume_after_restart(request: "Options") -> "Options":
     if not (folder / "options.json").is_file():
         return request
     saved, asked = read_json(folder / "options.json")["options"], request.with_absolute_paths().to_dict()
-    is_same = all(saved.get(name) == asked[name] for name in asked.keys() - LOCATION_OPTIONS)
+    is_same = all(
+        saved.get(name) == asked[name] for name in asked.keys() - LOCATION_OPTIONS - {"amp"}
+    )  # it may be fixed
     return dataclasses.replace(request, resume=str(folder)) if is_same else request

@@ -78,7 +78,7 @@ class RunLogs:
         path = self.folder / "losses.csv"
         row: dict[str, Any] = {"step": step, **losses, "lr": float(lr)}
         new = tuple(name for name in row if name not in self._columns)
-        if new:  # the first row; or the file was deleted, and its first row since lacks a loss
+        if new:  # in the first row; or if the file was deleted in the middle of the run
             self._columns += new
             keep_rows(path, self._columns, read_rows(path)[1])
         append_rows(path, self._columns, [row])

@@ -3,18 +3,20 @@
 import contextlib
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from system.files import fsync_path, require_writable
+from runs.tables import last_logged_step
+from system.files import fsync_path, read_json, require_writable
 from utils import UserError
 
 if TYPE_CHECKING:
     from options.training import CommonOptions
 
-# The files of a run that has no checkpoint yet.
+# The files of a run that failed before its first step; grids of the untrained networks are in samples/.
 _OWN_FILES = re.compile(
-    r"(options|environment|data)\.json|log\.txt|losses\.(csv|png)|metrics\.csv|samples|\.lock|wandb|events\.out\..*"
+    r"(options|environment|data)\.json|log\.txt|losses\.(csv|png)|metrics\.csv|samples|\.lock|wandb|events\.out\..*|.*\.tmp"
 )
 
 
@@ -41,18 +43,32 @@ def make_numbered_folder(parent: Path, stem: str) -> Path:
             return folder
 
 
-def _is_unused(folder: Path) -> bool:
-    """Whether a folder contains nothing but the files of a run that ended before its first checkpoint."""
-    names = {path.name for path in folder.iterdir() if not path.name.endswith(".tmp")}
-    if "options.json" in names:
-        return all(_OWN_FILES.fullmatch(name) for name in names)
-    return names <= {".lock", "samples"} and not any(folder.glob("samples/*"))
+def is_unused(folder: Path) -> bool:
+    """Whether a folder contains nothing but the files of a run that failed before its first step."""
+    names = {path.name for path in folder.iterdir()}
+    if not names <= {".lock", "samples"}:
+        try:
+            is_ours = read_json(folder / "options.json").keys() == {"script", "samples", "options"}
+        except (OSError, UserError, AttributeError):
+            return False
+        if not is_ours or not all(map(_OWN_FILES.fullmatch, names)) or last_logged_step(folder):
+            return False
+    return all(re.fullmatch(r"(real|sample)-000000.*\.png|.*\.tmp", path.name) for path in folder.glob("samples/*"))
+
+
+def clear_unused(folder: Path) -> None:
+    """Delete what a run that failed before its first step has left in its folder, but for the lock."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != ".lock":
+            path.unlink()
 
 
 def refuse_taken_name(options: "CommonOptions") -> None:
     """Raise UserError if a new run cannot have the folder of --name, or no folder can be made at all.
 
-    The folder of a run that ended before its first checkpoint can be used again.
+    The folder of a run that failed before its first step can be used again.
     """
     require_writable(Path(options.checkpoint_dir), "--checkpoint_dir")
     if options.sample_dir is not None:
@@ -66,5 +82,5 @@ def refuse_taken_name(options: "CommonOptions") -> None:
         return
     except OSError as error:  # such as a name that is too long
         raise UserError(f"--name: {options.name[:20]}: {error.strerror}; use another name") from None
-    if not (folder.is_dir() and _is_unused(folder)):
+    if not (folder.is_dir() and is_unused(folder)):
         raise UserError(f"--name: {folder} exists; use --resume {folder} to continue it, or another name")

@@ -90,7 +90,7 @@ def draw_losses(
 
 
 def save_losses(path: Path, *arguments: Any) -> None:
-    """Write the figure that `draw_losses` makes of the other arguments."""
+    """Draw the losses with `draw_losses(*arguments)`, and write the figure to a PNG file."""
     figure = draw_losses(*arguments)
     drawn = io.BytesIO()
     with warnings.catch_warnings():

@@ -33,11 +33,18 @@ def _to_csv(columns: tuple[str, ...], rows: list[dict[str, Any]], header: bool) 
     return text.getvalue()
 
 
+def _parse(line: str) -> tuple[str, ...]:
+    """Return the cells of one line, so that a torn line does not swallow the next; none of an unreadable line."""
+    try:
+        return tuple(next(csv.reader([line]), ()))
+    except csv.Error:
+        return ()
+
+
 def read_rows(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
     """Return the columns and the complete rows of a CSV file; lines that a crash has torn are left out."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    # Each line by itself: a torn one must not swallow the next. The last is empty, or torn.
-    lines = [tuple(next(csv.reader([line]), ())) for line in text.split("\n")[:-1]]
+    lines = [_parse(line) for line in text.split("\n")[:-1]]  # the last is empty, or torn
     if not lines:
         return (), []
     columns, *rows = lines

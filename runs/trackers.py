@@ -1,5 +1,6 @@
 """Experiment trackers: they show losses, metrics and grids beside those of other runs."""
 
+import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from system.files import describe_write_error
-from utils import UserError, one_line
+from utils import UserError, one_line, to_pixels
 
 
 class Tracker(Protocol):
@@ -34,6 +35,13 @@ class TensorBoardTracker:
         self._path = folder / "events.out.tfevents"  # TensorBoard adds to this name
         # TensorBoard hides the steps after the checkpoint: the run records them again.
         self._writer = SummaryWriter(str(folder), purge_step=0 if resumed_step is None else resumed_step + 1)
+        # TensorBoard raises the errors of its own thread again in ours, so their traceback there is not needed.
+        self._excepthook = threading.excepthook
+        threading.excepthook = self._show_unless_from_disk
+
+    def _show_unless_from_disk(self, error: Any) -> None:
+        if not isinstance(error.exc_value, OSError):
+            self._excepthook(error)
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         try:
@@ -49,7 +57,10 @@ class TensorBoardTracker:
             raise describe_write_error(self._path, error, 0) from None
 
     def close(self) -> None:
-        self._writer.close()
+        try:
+            self._writer.close()
+        finally:
+            threading.excepthook = self._excepthook
 
 
 class WandbTracker:
@@ -80,7 +91,7 @@ class WandbTracker:
         self._run.log(values, step=step)
 
     def image(self, name: str, grid: Tensor, step: int) -> None:
-        picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
+        picture = Image.fromarray(to_pixels(grid))
         self._run.log({name: self._wandb.Image(picture)}, step=step)
 
     def close(self) -> None:

@@ -62,6 +62,8 @@ def describe_failure(error: Exception) -> tuple[int, str] | None:
         amount = re.search(r"allocate ([\d.]+ ?\w+)", message)  # PyTorch and NumPy name it
         requested = f" ({amount[1]} requested)" if amount else ""
         return 2, f"error: out of memory{requested}; {MEMORY_ADVICE}"
+    if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in message:
+        return 2, f"error: {message.split('. ')[0]}; leave --deterministic out"
     if dist.is_initialized() and _is_lost_connection(error):
         return 1, (
             f"process {dist.get_rank()} lost contact with the others; see the message of the process that stopped, "

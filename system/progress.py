@@ -32,6 +32,7 @@ class ProgressBar(tqdm):
         total: number of items, if it is known but `items` has no length.
         initial: number of items done before.
         bar_format: tqdm's format of the bar on a terminal.
+        leave: whether the bar stays on the terminal when the work is done.
     """
 
     def __init__(
@@ -42,19 +43,26 @@ class ProgressBar(tqdm):
         total: int | None = None,
         initial: int = 0,
         bar_format: str | None = None,
+        leave: bool = False,
     ):
         if total is None and isinstance(items, Sized):
             total = len(items)
+        done, left = ("{n_fmt}", "") if total is None else ("{n_fmt}/{total_fmt}", ", {remaining} left")
+        self._line = f"{{desc}}{done}{{postfix}}, {{rate_noinv_fmt}}{left}"
         self.is_terminal = sys.stderr.isatty()
         if self.is_terminal:
             look = dict(file=sys.stderr, bar_format=bar_format, dynamic_ncols=True, disable=rank() > 0)
         else:
-            done, left = ("{n_fmt}", "") if total is None else ("{n_fmt}/{total_fmt}", ", {remaining} left")
-            line = f"{{desc}}{done}{{postfix}}, {{rate_noinv_fmt}}{left}"
             wait = PLAIN_PROGRESS_INTERVAL
-            look = dict(file=_LogLines(), bar_format=line, delay=wait, mininterval=wait, miniters=1)
+            look = dict(file=_LogLines(), bar_format=self._line, delay=wait, mininterval=wait, miniters=1)
         title = f"{title}: " if title else ""
-        super().__init__(items, title, total, initial=initial, unit=f" {unit}", leave=False, **look)
+        super().__init__(
+            items, title, total, initial=initial, unit=f" {unit}", leave=leave and self.is_terminal, **look
+        )
+
+    def as_line(self) -> str:
+        """Return the progress as it stands in a log."""
+        return self.format_meter(**{**self.format_dict, "bar_format": self._line, "ncols": None})
 
     def display(self, *args: Any, **kwargs: Any) -> bool | None:
         """Show the progress. A terminal that was closed is not an error."""

@@ -1,4 +1,4 @@
-"""Ordered work in threads: decoding, translation and sampling run beside the main thread by these two functions."""
+"""Ordered work in threads: sampling and translation, and files that are read and written beside them."""
 
 import itertools
 from collections import deque

@@ -131,7 +131,9 @@ class _Loop:
         self.run, self.state, self.options, self.recipe, self.total = run, state, options, recipe, total
         self.steps = StepRunner(state, data, options, recipe.train_step)
         self.saved_step = run.resumed_step
-        self.bar = ProgressBar(None, "", "it", total, initial=state.step, bar_format="{l_bar}{bar:8}{r_bar}")
+        self.bar = ProgressBar(
+            None, "", "it", total, initial=state.step, bar_format="{l_bar}{bar:8}{r_bar}", leave=True
+        )
         self.logged = time.monotonic()  # when log.txt got its last line of progress
 
     def take_steps(self) -> int:
@@ -184,7 +186,7 @@ class _Loop:
         is_last = self.state.step == self.total
         self.bar.set_postfix_str("  ".join(f"{name} {value:.3f}" for name, value in means.items()), refresh=is_last)
         if self.bar.is_terminal and (is_last or time.monotonic() - self.logged >= PLAIN_PROGRESS_INTERVAL):
-            LOG.debug("%s", self.bar)  # log.txt has lines of progress, too
+            LOG.debug("%s", self.bar.as_line())  # log.txt has lines of progress, too
             self.logged = time.monotonic()
 
     def draw(self) -> None:

@@ -1,6 +1,7 @@
 """Decoding image files of any kind to uint8 tensors, and the cache of decoded images."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ from PIL import Image
 
 import images.decoding
 from data_loader import load_images
-from images.decoding import decode, open_image, to_rgb
-from images.sources import EXTENSIONS, list_images
+from images.decoding import decode, decode_all, open_image, to_rgb
+from images.sources import EXTENSIONS, FolderSource, list_images
 from options.training import CycleOptions
 from tests.conftest import make_photo
 from tests.helpers.corpus import batches, reported
@@ -207,6 +208,18 @@ def test_the_cache_lies_beside_the_runs(domains, cache, tmp_path):
         assert len(cache[1]) == expected
         cache[1].clear()
     assert len(list((tmp_path / "runs" / ".cache").glob("*.pt"))) == 4
+
+
+def test_both_parts_of_one_folder_stay_in_the_cache(photos, cache):
+    """Test images that are held out of the same folder, as an evaluation decodes them."""
+    folder, decoded = cache
+    source = FolderSource(list_images(photos))
+    for expected in (10, 0):
+        with ThreadPoolExecutor(1) as pool:
+            for part, indices in (("train", range(7)), ("test", range(7, 10))):
+                decode_all(source.select(indices), 32, pool, cache=folder, part=part)
+        assert len(decoded) == expected
+        decoded.clear()
 
 
 def test_temporary_files_of_killed_processes_are_deleted(photos, cache):

@@ -122,6 +122,7 @@ def test_the_forms_of_flags():
         (["--r1_gamma=-1"], ["--r1_gamma", "-1.0", "at least 0"]),
         (["--r2_gamma=inf"], ["--r2_gamma", "inf", "at least 0"]),
         (["--penalty_every=0", "--r1_gamma=1"], ["--penalty_every", "0", "at least 1"]),
+        (["--compile", "--r2_gamma=1"], ["--compile", "--r1_gamma or --r2_gamma", "leave one of them out"]),
         (["--penalty_every=4"], ["--penalty_every: does nothing without --r1_gamma or --r2_gamma", "add one"]),
         (["--features=inception"], ["--features: does nothing without --eval_every; add that flag"]),
         (["--inception_weights=x", "--eval_every=1"], ["--inception_weights", "--features inception", "add that flag"]),
@@ -138,6 +139,12 @@ def test_the_forms_of_flags():
 def test_mistakes_get_one_line_that_names_flag_value_and_remedy(capsys, arguments, words):
     message = refused(capsys, *arguments)
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("name", ["cats 2", "\u732b\u3000\u732b", "caf\u00e9\u00a0noir", "\U0001f469\u200d\U0001f52c"])
+def test_names_may_have_any_letters_and_spaces(name):
+    """Runs with such names exist, and every command has to accept their options."""
+    assert parse(f"--name={name}").name == name
 
 
 @pytest.mark.parametrize("flag", ["--ext", "--name", "--data", "--sample_dir"])

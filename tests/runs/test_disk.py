@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -43,17 +44,26 @@ def test_no_room_for_a_checkpoint(stopped, tmp_path):
     assert_same(FinishedRun(tmp_path / "whole").checkpoint()["networks"], FinishedRun(stopped).checkpoint()["networks"])
 
 
-def test_no_room_for_tensorboard(stopped, tmp_path, monkeypatch, capsys):
+def test_no_room_for_tensorboard(stopped, tmp_path, monkeypatch, capfd):
     """TensorBoard writes in its own thread, and raises the error of that thread again in ours: one line reports it."""
     from torch.utils.tensorboard import SummaryWriter
 
-    def add_scalar(*arguments):
+    def add_image(*arguments):
         raise OSError(28, "No space left on device")
+
+    def add_scalar(*arguments):
+        failing = threading.Thread(target=add_image)
+        failing.start()
+        failing.join()
+        add_image()
+
+    shown_by = threading.excepthook
 
     with monkeypatch.context() as patch:
         patch.setattr(SummaryWriter, "add_scalar", add_scalar)
         assert resume(f"--resume={stopped}", "--train_iters=6") == 2
-    err = capsys.readouterr().err
+    assert threading.excepthook is shown_by, "the errors of other threads are shown again after the run"
+    err = capfd.readouterr().err
     assert err.count("\n") == 1 and f"{stopped / 'events.out.tfevents'}: No space left" in err, err
     assert not temporary_files(stopped)
     assert resume(f"--resume={stopped}", "--train_iters=6") == 0

@@ -1,5 +1,6 @@
 """The run folder: new and taken names, the folder of the grids, resumed runs, and the records of sessions."""
 
+import dataclasses
 import json
 import os
 
@@ -8,11 +9,14 @@ import torch
 
 import runs.folder
 import runs.names
+import vanilla_gan
+from options import parse_command_line
 from options.training import VanillaOptions
 from runs.checkpoints import FORMAT, list_checkpoints
 from runs.folder import Run, open_run
-from tests.conftest import assert_same, train
-from utils import UserError
+from runs.records import read_sessions
+from tests.conftest import TINY, assert_same, resume, train
+from utils import LOG, UserError
 
 CPU = torch.device("cpu")
 
@@ -111,26 +115,62 @@ def test_a_name_that_is_taken_while_the_run_starts(tmp_path):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("flag", [None, "--sample_dir"])
-def test_the_name_of_a_run_without_a_checkpoint_can_be_used_again(flag, photos, tmp_path, monkeypatch):
-    """A run that fails before its first checkpoint; the same name then gives what a new name gives."""
-    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path / 'runs'}", "--train_iters=2", "--log_step=1"]
+def test_the_name_of_a_run_that_failed_at_once_can_be_used_again(flag, photos, domains, tmp_path, monkeypatch):
+    """A run that fails in its first step; the same name then gives the same files as a new name, by either script."""
+    flags = [f"--checkpoint_dir={tmp_path / 'runs'}", "--train_iters=2", "--log_step=1"]
     flags += [f"{flag}={tmp_path / 'grids'}"] if flag else []
+
+    def fail(*arguments):
+        raise UserError("--lr: it fails in the first step")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vanilla_gan.train_step", fail)
+        assert train(f"--data={photos}", *flags, "--name=run", "--lr=0.1") == 2
+    folder, new = tmp_path / "runs" / "run", tmp_path / "runs" / "new"
+    assert (folder / "data.json").is_file() and not list(folder.glob("*.pt"))
+    script = "cycle_gan.py"
+    assert train(f"--data={domains}", *flags, "--name=run", script=script) == 0
+    assert train(f"--data={domains}", *flags, "--name=new", script=script) == 0
+    files = [sorted(p.name for p in f.rglob("*") if not p.name.startswith("events")) for f in (folder, new)]
+    assert files[0] == files[1]
+    assert (folder / "losses.csv").read_bytes() == (new / "losses.csv").read_bytes()
+    assert len(read_sessions(folder)) == 1 and len(list(folder.glob("events*"))) == 1
+    assert (folder / "log.txt").read_text().count("Finished") == 1
+    assert "0.1" not in (folder / "log.txt").read_text(), "nothing of the run that failed"
+    contents = [torch.load(where / "checkpoint-000002.pt") for where in (folder, new)]
+    assert_same(*({**content, "options": None} for content in contents))
+    assert train(f"--data={domains}", *flags, "--name=run", script=script) == 2, "now it has a checkpoint"
+
+
+def test_the_name_of_a_run_with_iterations_is_refused(photos, tmp_path, monkeypatch):
+    """A run that a power failure ended before its first checkpoint has grids and losses that must not be lost."""
+    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--train_iters=2", "--log_step=1", "--name=run"]
 
     def fail(*arguments):
         raise UserError("--lr: it fails after two iterations")
 
     with monkeypatch.context() as patch:
         patch.setattr(runs.folder.Run, "save_checkpoint", fail)
-        assert train(*flags, "--name=run", "--lr=0.1") == 2
-    folder = tmp_path / "runs" / "run"
-    assert (folder / "losses.csv").is_file() and not list(folder.glob("*.pt"))
-    assert train(*flags, "--name=run") == 0
-    assert train(*flags, "--name=new") == 0
-    assert json.loads((folder / "options.json").read_text())["options"]["lr"] == 5e-4
-    assert (folder / "losses.csv").read_bytes() == (tmp_path / "runs" / "new" / "losses.csv").read_bytes()
-    contents = [torch.load(tmp_path / "runs" / name / "checkpoint-000002.pt") for name in ("run", "new")]
-    assert_same(*({**content, "options": None} for content in contents))
-    assert train(*flags, "--name=run") == 2, "now it has a checkpoint"
+        assert train(*flags) == 2
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert train(*flags) == 2
+    (tmp_path / "run" / "losses.csv").unlink()
+    del before[tmp_path / "run" / "losses.csv"]
+    assert train(*flags) == 2, "it has grids"
+    assert before == {path: path.read_bytes() for path in before}
+    assert resume(f"--resume={tmp_path / 'run'}") == 0, "it can be resumed, from the beginning"
+
+
+@pytest.mark.parametrize("content", ['{"a": 1}', "[]", "no JSON", '{"script": "x", "samples": "y", "options": {}}'])
+def test_a_folder_with_foreign_files_is_refused(content, photos, tmp_path):
+    folder = tmp_path / "run"
+    (folder / "samples").mkdir(parents=True)
+    (folder / "options.json").write_text(content)
+    (folder / "samples" / "photo.png").write_bytes(b"mine")
+    assert train(f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--train_iters=2", "--name=run") == 2
+    assert (folder / "options.json").read_text() == content and (
+        folder / "samples" / "photo.png"
+    ).read_bytes() == b"mine"
 
 
 def test_a_taken_sample_folder_is_refused(tmp_path):
@@ -191,11 +231,34 @@ def test_the_newest_checkpoint_is_loaded(tmp_path):
     assert (content["step"], content["format"], content["script"]) == (1000000, FORMAT, "vanilla_gan.py")
 
 
+def test_a_run_that_was_resumed_is_found_after_another_restart(tmp_path, monkeypatch):
+    """A resumed run may have fixed its precision; the command of torchrun still says `auto`."""
+    request = VanillaOptions(checkpoint_dir=str(tmp_path), data="x/cats", name="x")
+    make_folder(tmp_path, name="x", amp="off", resume=None)
+    monkeypatch.setattr(runs.folder, "restarts", lambda: 2)
+    run, _ = open_run(request)
+    assert run.folder == tmp_path / "x" and not run._is_new
+    run, _ = open_run(dataclasses.replace(request, lr=0.1, name="y"))
+    assert run._is_new
+    make_folder(tmp_path, name="z", lr=0.1)
+    run, _ = open_run(dataclasses.replace(request, name="z"))
+    assert run._is_new, "a run with other options is not resumed"
+
+
+def test_main_in_a_notebook_shows_its_messages(photos, tmp_path, capsys, monkeypatch):
+    """A `main` that is called without run_main prints the same lines."""
+    monkeypatch.setattr(LOG, "handlers", [])
+    flags = [*TINY["vanilla_gan.py"], f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--train_iters=1", "--name=x"]
+    assert vanilla_gan.main(parse_command_line(VanillaOptions, "", flags)) == 0
+    assert capsys.readouterr().out == (tmp_path / "x" / "log.txt").read_text()
+
+
 def test_environment(tmp_path):
     options = VanillaOptions(checkpoint_dir=str(tmp_path), name="x")
-    for run in (new_run(tmp_path, name="x"), new_run(tmp_path, name="x")):  # a run, and the same again
-        with run:
-            run.begin_session(options, CPU, "float32")
+    run = new_run(tmp_path, name="x")
+    with run:
+        run.begin_session(options, CPU, "float32")
+        run.begin_session(options, CPU, "float32")
     sessions = json.loads((run.folder / "environment.json").read_text())
     assert len(sessions) == 2 and sessions[0]["torch"] == torch.__version__ and sessions[0]["device"] == "cpu"
     assert sessions[0]["threads"] == torch.get_num_threads() and sessions[0]["process"] == os.getpid()

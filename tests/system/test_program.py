@@ -70,10 +70,19 @@ def test_mismatched_torchvision_is_one_line(tmp_path):
     assert "pip install" in result.stderr and torch.__version__ in result.stderr
 
 
-def test_other_errors_keep_their_traceback(capsys):
-    """They are bugs, or kernels that are not deterministic: PyTorch's own message is the best one."""
+def test_a_kernel_that_is_not_deterministic_is_one_line(capsys):
+    """The error is as torch raises it on a GPU."""
     text = "reflection_pad2d_backward_cuda does not have a deterministic implementation, but you set it. You can ..."
-    for error in (RuntimeError(text), RuntimeError("shapes differ"), KeyError("x")):
+
+    def main():
+        raise RuntimeError(text)
+
+    assert run_main(main, "x.py") == 2
+    assert capsys.readouterr().err.endswith("but you set it; leave --deterministic out\n")
+
+
+def test_other_errors_keep_their_traceback(capsys):
+    for error in (RuntimeError("shapes differ"), KeyError("x")):
 
         def main(error=error):
             raise error
