@@ -3,6 +3,7 @@
 import contextlib
 import io
 import sys
+import threading
 from collections.abc import Iterable, Sized
 from typing import Any
 
@@ -12,6 +13,9 @@ from system.processes import rank
 from utils import LOG
 
 PLAIN_PROGRESS_INTERVAL = 10.0  # seconds between two lines of progress in the log
+
+# By default tqdm shares a lock with forked processes: a fork that is killed while it holds the lock blocks all others.
+tqdm.set_lock(threading.RLock())
 
 
 class _LogLines(io.StringIO):
@@ -35,6 +39,8 @@ class ProgressBar(tqdm):
         leave: whether the bar stays on the terminal when the work is done.
     """
 
+    monitor_interval = 0  # no thread that watches the bars: each update looks at the clock
+
     def __init__(
         self,
         items: Iterable | None,
@@ -51,7 +57,7 @@ class ProgressBar(tqdm):
         self._line = f"{{desc}}{done}{{postfix}}, {{rate_noinv_fmt}}{left}"
         self.is_terminal = sys.stderr.isatty()
         if self.is_terminal:
-            look = dict(file=sys.stderr, bar_format=bar_format, dynamic_ncols=True, disable=rank() > 0)
+            look = dict(file=sys.stderr, bar_format=bar_format, dynamic_ncols=True, miniters=1, disable=rank() > 0)
         else:
             wait = PLAIN_PROGRESS_INTERVAL
             look = dict(file=_LogLines(), bar_format=self._line, delay=wait, mininterval=wait, miniters=1)

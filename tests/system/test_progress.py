@@ -5,6 +5,7 @@ import io
 import os
 import re
 import sys
+import threading
 
 import pytest
 
@@ -81,3 +82,19 @@ def test_a_terminal_that_closes_is_not_an_error(writes, number, monkeypatch):
     bar.set_postfix_str("text")
     bar.close()
     assert sys.stderr.left < 0, "the terminal was closed"
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs forks")
+def test_a_fork_that_is_killed_while_it_shows_progress_blocks_nobody():
+    """tqdm's own lock, which forks share, would stay taken: the second bar would wait for ever."""
+    child = os.fork()
+    if child == 0:
+        ProgressBar.get_lock().acquire()
+        os._exit(9)
+    os.waitpid(child, 0)
+    lock = ProgressBar.get_lock()
+    assert lock.acquire(blocking=False) and lock.release() is None
+    threads = threading.active_count()
+    assert list(ProgressBar("ab", "draw", "images")) == ["a", "b"]
+    assert threading.active_count() == threads, "no thread that watches the bar"
