@@ -61,6 +61,8 @@ def read_run(options: EvaluateOptions, device: torch.device) -> tuple[Trained, R
 
 def read_folders(options: EvaluateOptions) -> Comparison:
     """Return the images of the two folders to be compared."""
+    if not Path(options.run).exists():
+        raise UserError(f"{options.run} does not exist; give a run folder, a checkpoint, or a folder of images")
     if options.reference is None:
         raise UserError(f"REFERENCE: missing; {options.run} is not a run, so give the folder of the real images, too")
     for flag, default in {"checkpoint": "newest", "num_images": None}.items():

@@ -236,6 +236,7 @@ def decode_all(
             images[index] = decoded.pixels
         return decoded.has_more_frames
 
+    Image.init()  # or the threads import Pillow's plugins, and Ctrl-C in another import would block them for ever
     results = list(ProgressBar(pool.map(decode_to, range(count)), "decode", "images", count))
     readable = [index for index, result in enumerate(results) if isinstance(result, bool)]
     if keep and len(readable) < count:

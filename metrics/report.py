@@ -74,7 +74,7 @@ INTERPRETATIONS = {
     "precision": "share of generated images that are like real ones; 1 is best",
     "recall": "share of real images that are like generated ones; 1 is best",
     "nearest distance ratio": "near 1: as new as other real images; near 0: copies",
-    "SSIM between": "1: all images are the same",
+    "SSIM between": "1 would mean that all images are the same",
     "L1": "of pixels in [0, 1]; 0 is best",
     "SSIM with": "1 is best",
 }

@@ -21,7 +21,7 @@ _LARGE: dict[str, Any] = dict(
 # fmt: off
 DCGAN_PRESETS: dict[str, Preset] = {
     "toy_cats": (
-        "the default without --data: batch norm keeps the toy cats' backgrounds in color",
+        "the embedded toy cats, used without --data; batch norm keeps their backgrounds in color",
         dict(norm="batch", use_diffaug="translation,cutout")),
     "hasey": (
         "Hasey: grumpy cats, transposed convolutions, batch norm, deluxe, 100 epochs",

@@ -132,7 +132,7 @@ class CommonOptions:
             if name not in DIFFAUGMENT_ALL.split(","):
                 raise ValueError(f"--use_diffaug: {name!r} is unknown; choose from {DIFFAUGMENT_ALL}")
         if self.name is not None and (self.name in ("", ".", "..") or set(self.name) & set("/\\")):
-            raise ValueError(f"--name: {self.name!r} is not a valid run name; do not use / or \\")
+            raise ValueError(f"--name: {self.name!r} is not a valid run name; use a name without / and \\")
         if self.name is not None and any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in self.name):
             raise ValueError(f"--name: {self.name!r} contains characters that cannot be printed; leave them out")
         if any("\ud800" <= character <= "\udfff" for character in self.checkpoint_dir):  # TensorBoard fails there

@@ -111,8 +111,9 @@ def read_checkpoint(where: Path, which: str = "newest") -> dict[str, Any]:
         steps = {str(step): path for step, path in list_checkpoints(where)}
         step = which.lstrip("0")
         if which != "best" and step not in steps:
-            available = ", ".join(reversed(steps)) or "none"
-            raise UserError(f"--checkpoint: {where} has no checkpoint {which}; available: newest, best, {available}")
+            available = ["newest"] * bool(steps) + ["best"] * (where / BEST).exists() + list(reversed(steps))
+            listed = ", ".join(available) or "none"
+            raise UserError(f"--checkpoint: {where} has no checkpoint {which}; available: {listed}")
         path = where / BEST if which == "best" else steps[step]
     if not path.is_file():
         remedy = "training with --eval_every writes it" if path.name == BEST else "give a run folder or a checkpoint"

@@ -33,7 +33,7 @@ import torch
 
 from runs.checkpoints import BEST, prune_checkpoints, read_checkpoint, read_newest, write_checkpoint
 from runs.logs import LogFile, RunLogs
-from runs.names import clear_unused, default_stem, make_numbered_folder, refuse_taken_name
+from runs.new_run import clear_unused, default_stem, make_numbered_folder, refuse_taken_name
 from runs.records import describe_changes, describe_environment, read_sessions, why_inexact
 from runs.tables import last_logged_step
 from runs.trackers import TRACKERS
@@ -213,6 +213,8 @@ class Run:
                     f"--resume: the checkpoints of {self.folder} are missing, except {BEST}; restore them, or start a "
                     "new run"
                 )
+        if content is None and not self._is_new:
+            LOG.info("%s has no checkpoint yet, so the run starts from the beginning", self.folder)
         self.logs.truncate(content["step"] if content is not None else 0)
         self.resumed_step = content["step"] if content is not None else None
         return content

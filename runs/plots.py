@@ -36,8 +36,9 @@ def _draw_panel(axes: Any, rows: Rows, title: str, names: list[str]) -> None:
     for i, name in enumerate(names):
         steps, values = zip(*((row["step"], row[name]) for row in rows if name in row), strict=True)
         smoothed = smooth(np.array(values))
+        marker = "." if len(values) == 1 else None  # a line of one point is invisible
         axes.plot(steps, values, color=f"C{i}", alpha=0.25, linewidth=0.8)
-        axes.plot(steps, smoothed, color=f"C{i}", linewidth=2, label=name.replace("_", " "))
+        axes.plot(steps, smoothed, color=f"C{i}", marker=marker, linewidth=2, label=name.replace("_", " "))
         low = min(low, *values)
         high = max(high, float(np.quantile(values, 0.99)), float(smoothed.max()))  # a few early spikes are cut off
     axes.set_ylabel("loss")

@@ -141,6 +141,8 @@ def check_new_file(path: Path, endings: Iterable[str], overwrite: bool, flag: st
 
 def check_new_folder(path: Path, overwrite: bool, flag: str = "--out") -> None:
     """Raise UserError unless files can be written there: to a new or empty folder, or to any with `overwrite`."""
+    if path.is_file():
+        raise UserError(f"{flag}: {path} is a file; give a folder")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise UserError(f"{flag}: {path} contains files; give another folder, or add --overwrite")
     require_writable(path, flag)

@@ -14,8 +14,9 @@ from runs.folder import Run
 from system.processes import count_processes, describe_launch, max_over_processes, rank
 from system.program import StopSignals
 from system.progress import PLAIN_PROGRESS_INTERVAL, ProgressBar
+from training.schedule import LR_POLICIES
 from training.state import TrainingState
-from training.steps import LR_POLICIES, StepRunner
+from training.steps import StepRunner
 from utils import LOG, count_parameters, grid_columns, image_grid, printable
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _restore_and_announce(
                 "number of processes; with --norm instance it does not"
             )
     weights = ", ".join(f"{name} {count_parameters(network):,}" for name, network in state.networks.items())
-    LOG.info("Weights: %s", weights)
+    LOG.info("Number of weights: %s", weights)
     if state.precision.dtype is not None:
         LOG.info("Mixed precision: %s on %s; --amp off for float32", state.precision.name, state.device.type.upper())
 

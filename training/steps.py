@@ -1,6 +1,5 @@
-"""Single training steps: gradients and learning rate, and replaying whole steps as CUDA graphs."""
+"""Single training steps: gradients, and whole steps that are captured as CUDA graphs and replayed."""
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from system.processes import average_over_processes, count_processes
+from training.schedule import is_penalty_due
 from training.state import TrainingState
 from utils import LOG, UserError, one_line
 
@@ -16,13 +16,6 @@ if TYPE_CHECKING:
     from options.training import CommonOptions
 
 Losses = dict[str, Tensor]
-
-# Share of the run that is done, 0 to 1 -> factor on the learning rate.
-LR_POLICIES: dict[str, Callable[[float], float]] = {
-    "constant": lambda progress: 1.0,
-    "linear": lambda progress: min(1.0, 2 - 2 * progress),  # constant for the first half (Zhu et al. 2017, CycleGAN)
-    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,  # Loshchilov & Hutter 2017
-}
 
 
 def backward_and_step(loss: Tensor, optimizer: Optimizer, scaler: torch.amp.GradScaler) -> None:
@@ -37,11 +30,6 @@ def backward_and_step(loss: Tensor, optimizer: Optimizer, scaler: torch.amp.Grad
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-
-
-def is_penalty_due(step: int, options: "CommonOptions") -> bool:
-    """Whether the step after `step` steps computes the gradient penalties."""
-    return bool(options.r1_gamma or options.r2_gamma) and step % options.penalty_every == 0
 
 
 def graph_obstacle(state: TrainingState, data: dict[str, Any], options: "CommonOptions") -> str | None:

@@ -46,7 +46,7 @@ def test_without_a_terminal_plain_lines(photos, tmp_path):
     assert log == result.stdout, "log.txt holds what was shown"
     for word in (
         "10 images from",
-        "Weights: G ",
+        "Number of weights: G ",
         "Finished 20 iterations",
         "samples",
         "losses.png",

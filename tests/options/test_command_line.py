@@ -17,10 +17,10 @@ from metrics.diagnostics import give_hints
 from options.command_line import make_parser, parse_command_line
 from options.fields import DEVICES, DIFFAUGMENT_ALL, IMAGE_SIZES, option_fields
 from options.training import CommonOptions, CycleOptions, VanillaOptions
-from runs.names import default_stem
+from runs.new_run import default_stem
 from runs.trackers import TRACKERS
 from tests.conftest import ROOT
-from training.steps import LR_POLICIES
+from training.schedule import LR_POLICIES
 
 
 def parse(*arguments: str) -> VanillaOptions:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import runs.folder
-import runs.names
+import runs.new_run
 import vanilla_gan
 from options import parse_command_line
 from options.training import VanillaOptions
@@ -58,7 +58,7 @@ def test_a_number_that_a_faster_run_takes(tmp_path, monkeypatch):
         real(path, *arguments, **named)
 
     monkeypatch.setattr(os, "mkdir", slow_mkdir)
-    folder = runs.names.make_numbered_folder(tmp_path, "vanilla_gan-cats-basic-lsgan")
+    folder = runs.new_run.make_numbered_folder(tmp_path, "vanilla_gan-cats-basic-lsgan")
     assert folder.name == "vanilla_gan-cats-basic-lsgan-002"
 
 

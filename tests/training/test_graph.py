@@ -21,8 +21,9 @@ from options import CycleOptions, VanillaOptions
 from system.device import choose_precision
 from tests.conftest import assert_same
 from training import steps
+from training.schedule import LR_POLICIES
 from training.state import TrainingState
-from training.steps import LR_POLICIES, StepRunner, graph_obstacle
+from training.steps import StepRunner, graph_obstacle
 from utils import UserError
 
 pytestmark = pytest.mark.golden

@@ -1,4 +1,4 @@
-"""Names of new run folders."""
+"""The folder of a new run: its default name, and when a name that exists can be used again."""
 
 import contextlib
 import os
