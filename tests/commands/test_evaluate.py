@@ -314,7 +314,7 @@ def test_pixels_are_used_if_inception_cannot_be_downloaded(workspace, tmp_path, 
 
 
 MISTAKES = {
-    "nothing there": (["{w}/nowhere", "{w}/photos"], ["nowhere", "neither a run folder"]),
+    "nothing there": (["{w}/nowhere", "{w}/photos"], ["nowhere", "does not exist", "give a run folder"]),
     "no reference": (["{w}/photos"], ["REFERENCE", "photos"]),
     "reference of a CycleGAN": (["{w}/cyclegan", "{w}/photos"], ["REFERENCE", "both domains"]),
     "no such checkpoint": (["{w}/dcgan", "--checkpoint=3"], ["--checkpoint", "3", "2, 4"]),
