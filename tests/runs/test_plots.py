@@ -25,7 +25,12 @@ def test_plot_of_losses(tmp_path):
     assert second.get_ylim()[0] <= -1
     figure.savefig(tmp_path / "x.png", dpi=100)
     assert Image.open(tmp_path / "x.png").size == (900, 900)
-    draw_losses(rows[:1], {"": ["C"]}, "one row").savefig(tmp_path / "y.png")
+
+
+def test_a_single_row_is_visible(tmp_path):
+    """A line of one point is invisible, so it has a marker."""
+    [axes] = draw_losses([{"step": 10, "C": 0.5}], {"": ["C"]}, "one row").axes
+    assert [line.get_marker() for line in axes.lines] == ["None", "."]
 
 
 def test_plot_of_evaluations():

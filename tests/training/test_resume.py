@@ -201,6 +201,7 @@ def test_killed_before_the_first_checkpoint(photos, tmp_path, monkeypatch):
             train(*flags, "--name=parts")
     assert resume(f"--resume={tmp_path / 'parts'}") == 0
     assert_same_runs(FinishedRun(tmp_path / "whole"), FinishedRun(tmp_path / "parts"))
+    assert "parts has no checkpoint yet, so the run starts from the beginning" in FinishedRun(tmp_path / "parts").log
 
 
 @pytest.mark.faults
