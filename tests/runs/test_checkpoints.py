@@ -398,3 +398,13 @@ def test_moments_and_averages_that_are_not_finite_are_not_saved(where, flags, tm
     assert train(*flags, "--name=run", "--train_iters=8") == 3
     assert "weights or optimizer moments are no longer finite at iteration 4" in capsys.readouterr().err
     assert FinishedRun(tmp_path / "run").steps("checkpoint-*.pt") == [2]
+
+
+@pytest.mark.parametrize("has_best", [False, True])
+def test_a_checkpoint_that_does_not_exist_lists_those_that_do(has_best, tmp_path):
+    write_checkpoint(tmp_path / "checkpoint-000002.pt", {"step": 2})
+    if has_best:
+        write_checkpoint(tmp_path / "best.pt", {"step": 2})
+    with pytest.raises(UserError) as raised:
+        read_checkpoint(tmp_path, "77")
+    assert str(raised.value).endswith("available: newest, best, 2" if has_best else "available: newest, 2")
