@@ -7,6 +7,7 @@ every batch, ahead of time, and augmented in the same way. The images of a batch
 
 import math
 import os
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from images.augment import AUGMENTATIONS
 from images.decoding import Decoded, decode, decode_all, decode_some, describe_error
 from images.sources import EXTENSIONS, Domain, FolderSource, find_domains
+from images.values import ValueRange
 from system.processes import local_main_first, local_shard
 from utils import LOG, UserError, from_uint8, printable, shorten
 
@@ -39,10 +41,13 @@ class ImageBatches:
         num_workers: number of threads that decode; None or 0 means one per core.
         stream: number of the domain: domains with the same seed have different orders.
         cache_dir: folder in which decoded images are kept for the next run.
+        value_range: the values of images with more than 8 bits that become 0 and 255; None: chosen from the values of
+            all images to train on.
 
     Attributes:
         source, test: the readable images to train on and to test on.
         skipped: folder and name of an unreadable image -> the reason.
+        value_range: the one that is used for training and test images; None if all of them have 8 bits.
 
     Raises:
         UserError: no image is readable.
@@ -60,10 +65,11 @@ class ImageBatches:
         num_workers: int | None = None,
         stream: int = 0,
         cache_dir: Path | None = None,
+        value_range: ValueRange | None = None,
     ):
         self.augmentation = AUGMENTATIONS[data_aug]
         self.image_size, self.batch_size, self.seed, self.stream = image_size, batch_size, seed, stream
-        self.device = device
+        self.device, self._num_new = device, domain.num_new
         self.stored_size = self.augmentation.stored_size(image_size)
         # Allocate a batch now, so that out-of-memory errors come before training.
         torch.empty(batch_size, 3, image_size, image_size, device=device)
@@ -75,7 +81,9 @@ class ImageBatches:
         self._streamed_batch: Tensor | None = None  # uint8 (B, 3, R, R)
 
         # Decode all images once: to keep them, or else to know before training which of them are readable.
-        decoded = decode_all(domain.train, self.stored_size, self._pool, self.is_cached, cache_dir)
+        decoded = decode_all(
+            domain.train, self.stored_size, self._pool, self.is_cached, cache_dir, value_range=value_range
+        )
         if not decoded.readable:
             first = f"{printable(domain.train.names[0])}, {decoded.skipped[0]}"
             raise UserError(
@@ -87,8 +95,12 @@ class ImageBatches:
 
         # Find out which of the test images are readable, too.
         test = domain.test if domain.test is not None else FolderSource([])
-        tested = decode_all(test, image_size, self._pool, False, cache_dir, "test")
+        value_range = decoded.scale.range if decoded.scale else value_range
+        tested = decode_all(test, image_size, self._pool, False, cache_dir, "test", value_range)
         self.test = test.select(tested.readable)
+        self._scale = decoded.scale or tested.scale
+        self.value_range = self._scale.range if self._scale else None
+        self._is_range_unused = value_range is not None and self._scale is None
 
         self.skipped: dict[str, str] = {}
         self._multi_frame: list[str] = []
@@ -127,6 +139,15 @@ class ImageBatches:
                  self.stored_size, place, self._note)  # fmt: skip
         if self.test.names:
             LOG.info("%d test images from %s", len(self.test.names), self.test.location)
+        if self._num_new:
+            LOG.info("Images added since the run began, which are not used: %d", self._num_new)
+        for location, left_out in {one.location: one.left_out for one in (self.test, self.source)}.items():
+            if left_out:
+                LOG.info("Left out in %s: %s", location, left_out)
+        if self._scale:
+            LOG.info("%s", self._scale.describe())
+        if self._is_range_unused:
+            LOG.info("--value_range does nothing for %s: its images have 8 bits per value", self.source.location)
         if self.skipped:
             LOG.warning("%d of %d images are not readable:", len(self.skipped), self.num_found)
             for name, reason in self.skipped.items():
@@ -147,7 +168,7 @@ class ImageBatches:
     def preview_images(self, count: int) -> Tensor:
         """Return up to `count` images without augmentation, (n, 3, S, S) in [-1, 1]: test images, if there are any."""
         source = self.test if self.test.names else self.source
-        images = decode_some(source, range(min(count, len(source.names))), self.image_size)
+        images = decode_some(source, range(min(count, len(source.names))), self.image_size, self.value_range)
         return from_uint8(images).to(self.device)
 
     def indices(self, step: int) -> np.ndarray:
@@ -197,7 +218,7 @@ class ImageBatches:
         return indices if whole else local_shard(indices)
 
     def _decode(self, index: int) -> Decoded:
-        return decode(self.source.open(index), self.stored_size)
+        return decode(self.source.open(index), self.stored_size, self.value_range)
 
     def _next_streamed(self, step: int, whole: bool) -> Tensor:
         """Return the stored images of batch `step`, uint8 (B, 3, R, R), while threads decode the batches after it."""
@@ -221,16 +242,19 @@ class ImageBatches:
         return batch.pin_memory() if self.device.type == "cuda" else batch
 
 
-def load_images(options: "VanillaOptions | CycleOptions", device: torch.device) -> dict[str, ImageBatches]:
+def load_images(
+    options: "VanillaOptions | CycleOptions", device: torch.device, recorded: Mapping[str, dict[str, Any]] | None = None
+) -> dict[str, ImageBatches]:
     """Find and decode the images of a run, by domain. One process per machine decodes first, for the decode cache.
 
     Args:
         options: the data options, and checkpoint_dir, in whose folder .cache decoded images are kept.
+        recorded: the images that a resumed run began with (see `find_domains`).
 
     Raises:
         UserError: a folder without images, or without readable ones; with `strict` also one unreadable image.
     """
-    data = local_main_first(lambda: _decode_domains(find_domains(options), options, device))
+    data = local_main_first(lambda: _decode_domains(find_domains(options, recorded), options, device))
     skipped = {name: reason for images in data.values() for name, reason in images.skipped.items()}
     if options.strict and skipped:
         total = sum(images.num_found for images in data.values())
@@ -257,6 +281,9 @@ def _decode_domains(
             options.num_workers,
             stream,
             Path(options.checkpoint_dir) / ".cache",
+            value_range,
         )
-        for stream, (name, domain) in enumerate(domains.items())
+        for stream, ((name, domain), value_range) in enumerate(
+            zip(domains.items(), options.value_ranges(), strict=True)
+        )
     }

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 import PIL
@@ -21,6 +21,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from images.values import Scale, ValueRange, find_scale, fix_transparency, to_8_bits
 from system.files import atomic_write
 from system.progress import ProgressBar
 from utils import UserError, one_line
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # GIFs are often saved with another extension
 MAX_PIXELS = 50_000_000  # of one image; larger ones are scans, panoramas, or made to exhaust the memory
 MAX_RATIO = 4  # of an image's sides; of longer ones the middle is enough for a square
-CACHE_VERSION = 3  # raised when the same files would be decoded to other pixels, or the cache has another format
+CACHE_VERSION = 4  # raised when the same files would be decoded to other pixels, or the cache has another format
 CACHE_SECONDS = 2.0  # sets of images that decode faster are not cached
 
 # Pillow warns about large images and about damaged metadata; its warnings would disturb the progress bar.
@@ -47,8 +48,8 @@ class ImageError(UserError):
     """A file that cannot be used as an image. The message is the reason, in words for the user."""
 
 
-def open_image(path: Path) -> Image.Image:
-    """Open an image file, of FORMATS only; close it after use. Its pixels are not decoded yet.
+def open_image(path: Path, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """Open an image file, of these formats only; close it after use. Its pixels are not decoded yet.
 
     Only regular files are opened: a pipe without a writer would block forever.
 
@@ -65,15 +66,26 @@ def open_image(path: Path) -> Image.Image:
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
         raise ImageError(f"a {kinds.get(stat.S_IFMT(mode), 'device')}, not a file")
+    return open_checked(path, formats)
+
+
+def open_checked(file: Path | BinaryIO, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """Open the bytes of an image file, as `open_image` does.
+
+    Raises:
+        ImageError: more than MAX_PIXELS.
+        OSError, ValueError, SyntaxError: whatever Pillow raises for a broken file.
+    """
     too_large = f"megapixels, more than {MAX_PIXELS / 1e6:.0f}"
     try:
-        image = Image.open(path, formats=FORMATS)
+        image = Image.open(file, formats=formats)
     except Image.DecompressionBombError as error:  # Pillow's own limit, far above ours
         [pixels] = re.findall(r"\((\d+) pixels\)", str(error)) or ["0"]
         raise ImageError(f"{int(pixels) / 1e6:.1f} {too_large}") from None
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise ImageError(f"{image.width * image.height / 1e6:.1f} {too_large}")
+    fix_transparency(image)
     return image
 
 
@@ -86,18 +98,13 @@ def apply_exif_orientation(image: Image.Image) -> Image.Image:
         return image
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB: rotated by its EXIF tag, transparent pixels on white."""
-    image = apply_exif_orientation(image)
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits or more: convert() would clip at 255, not scale
-        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
-        # Only 16-bit modes define white; 32-bit images follow any of three conventions.
-        scales: tuple[float, ...] = (1.0, 255.0)
-        if image.mode.startswith("I"):
-            scales = (65535.0,) if image.mode.startswith("I;16") else (255.0, 65535.0)
-        full_scale = next((scale for scale in scales if values.max() <= scale), 65535.0)
-        gray = np.clip(values * (255.0 / full_scale), 0, 255).round().astype(np.uint8)
-        return Image.fromarray(gray).convert("RGB")
+def to_rgb(image: Image.Image, value_range: ValueRange | None = None) -> Image.Image:
+    """Convert an image of any mode to RGB: rotated by its EXIF tag, transparent pixels on white.
+
+    Args:
+        value_range: the values of an image with more than 8 bits that become 0 and 255; see `to_8_bits`.
+    """
+    image = to_8_bits(apply_exif_orientation(image), value_range)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -135,16 +142,16 @@ class Decoded(NamedTuple):
     has_more_frames: bool
 
 
-def decode(file: Image.Image, size: int | None = None) -> Decoded:
+def decode(file: Image.Image, size: int | None = None, value_range: ValueRange | None = None) -> Decoded:
     """Decode an opened image, and close it: shorter side resized to `size` (bicubic, antialiased), center crop.
 
-    Without `size` the image keeps its own size.
+    Without `size` the image keeps its own size. `value_range` is as in `to_8_bits`.
 
     Raises:
         OSError, ValueError, SyntaxError: whatever Pillow raises for a broken file.
     """
     with file:
-        image, more = to_rgb(file), has_more_frames(file)
+        image, more = to_rgb(file, value_range), has_more_frames(file)
     if size is not None:
         image = crop_extreme_aspect_ratio(image)
         image = TF.center_crop(TF.resize(image, size, InterpolationMode.BICUBIC), [size, size])
@@ -167,6 +174,7 @@ class DecodedSet(NamedTuple):
         readable: indices of the readable images.
         skipped: index of an unreadable image -> the reason.
         multi_frame: indices of the readable images with more frames or pages than the first, which is used.
+        scale: how images with more than 8 bits became 8 bits; None if there are none.
         note: a text for the user, if decoding took long or the images come from the cache.
     """
 
@@ -174,13 +182,21 @@ class DecodedSet(NamedTuple):
     readable: list[int]
     skipped: dict[int, str]
     multi_frame: list[int]
+    scale: Scale | None = None
     note: str = ""
 
 
-def _read_cache(path: Path, size: int) -> DecodedSet | None:
-    """Return the images that an earlier run decoded, or None. They stay on disk until they are used."""
+def _read_cache(path: Path, size: int, value_range: ValueRange | None) -> DecodedSet | None:
+    """Return the images that an earlier run decoded, or None. They stay on disk until they are used.
+
+    They must have the range of values that is asked for; None asks for the one that their values give.
+    """
     try:
         found = DecodedSet(**torch.load(path, mmap=True, weights_only=True))
+        found = found._replace(scale=found.scale and Scale(*found.scale))
+        if found.scale is not None and not (found.scale.is_measured if value_range is None else
+                                            found.scale.range == value_range):  # fmt: skip
+            return None
         shapes = ((len(found.readable), 3, size, size), (0, 3, size, size))
         if found.images.dtype != torch.uint8 or found.images.shape not in shapes:
             return None
@@ -195,14 +211,21 @@ def _write_cache(path: Path, decoded: DecodedSet, outdated: str) -> bool:
         path.parent.mkdir(parents=True, exist_ok=True)
         for old in [*path.parent.glob(f"{outdated}*"), *path.parent.glob(f".{outdated}*.tmp")]:  # .tmp: process killed
             old.unlink()
-        atomic_write(path, lambda file: torch.save({**decoded._asdict(), "note": ""}, file))
+        plain = {**decoded._asdict(), "scale": decoded.scale and tuple(decoded.scale), "note": ""}
+        atomic_write(path, lambda file: torch.save(plain, file))
     except (OSError, RuntimeError, UserError):
         return False
     return True
 
 
 def decode_all(
-    source: "ImageSource", size: int, pool: Executor, keep: bool = True, cache: Path | None = None, part: str = "train"
+    source: "ImageSource",
+    size: int,
+    pool: Executor,
+    keep: bool = True,
+    cache: Path | None = None,
+    part: str = "train",
+    value_range: ValueRange | None = None,
 ) -> DecodedSet:
     """Decode images in parallel, or read them from `cache` if an earlier run decoded the same images.
 
@@ -211,6 +234,7 @@ def decode_all(
         pool: the threads that decode.
         keep: False to learn only which images are readable.
         cache: folder in which images that take long to decode are kept; None: they are not kept.
+        value_range: the values of images with more than 8 bits that become 0 and 255; None: chosen from their values.
     """
     count = len(source.names)
     images = torch.empty(count if keep else 0, 3, size, size, dtype=torch.uint8)
@@ -220,14 +244,16 @@ def decode_all(
     version = f"{CACHE_VERSION}, {PIL.__version__}, {source.fingerprint()}"
     outdated, newest = (hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest() for text in (place, version))
     path = None if cache is None else cache / f"{outdated[:16]}-{newest[:32]}.pt"
-    if path is not None and (found := _read_cache(path, size)) is not None:
+    if path is not None and (found := _read_cache(path, size, value_range)) is not None:
         return found
     started = time.monotonic()
+    Image.init()  # or the threads import Pillow's plugins, and Ctrl-C in another import would block them for ever
+    scale = find_scale(source, pool, value_range)
 
     def decode_to(index: int) -> bool | Exception:
         """Decode an image to its place; return whether it has more frames, or the error."""
         try:
-            decoded = decode(source.open(index), size)
+            decoded = decode(source.open(index), size, scale and scale.range)
         except MemoryError:  # not the file's fault
             raise
         except Exception as error:  # Pillow's decoders raise any exception for broken bytes
@@ -236,7 +262,6 @@ def decode_all(
             images[index] = decoded.pixels
         return decoded.has_more_frames
 
-    Image.init()  # or the threads import Pillow's plugins, and Ctrl-C in another import would block them for ever
     results = list(ProgressBar(pool.map(decode_to, range(count)), "decode", "images", count))
     readable = [index for index, result in enumerate(results) if isinstance(result, bool)]
     if keep and len(readable) < count:
@@ -245,7 +270,7 @@ def decode_all(
         images = images[: len(readable)]
     skipped = {i: describe_error(error) for i, error in enumerate(results) if isinstance(error, Exception)}
     multi_frame = [index for index, result in enumerate(results) if result is True]
-    decoded = DecodedSet(images, readable, skipped, multi_frame)
+    decoded = DecodedSet(images, readable, skipped, multi_frame, scale)
     seconds = time.monotonic() - started
     # A system error, such as a missing permission, may be gone at the next start, although the file is the same.
     may_pass = any(isinstance(error, OSError) and error.errno for error in results)
@@ -255,6 +280,8 @@ def decode_all(
     return decoded
 
 
-def decode_some(source: "ImageSource", indices: Sequence[int], size: int) -> Tensor:
-    """Return some images of a source, uint8 (n, 3, R, R)."""
-    return torch.stack([decode(source.open(index), size).pixels for index in indices])
+def decode_some(
+    source: "ImageSource", indices: Sequence[int], size: int, value_range: ValueRange | None = None
+) -> Tensor:
+    """Return some images of a source, uint8 (n, 3, R, R). `value_range` is as in `to_8_bits`."""
+    return torch.stack([decode(source.open(index), size, value_range).pixels for index in indices])

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from images.decoding import apply_exif_orientation, open_image, to_rgb
+from images.values import ValueRange, to_8_bits
 from system.files import atomic_write
 
 # Extension of an image file -> Pillow's format and its settings: for quality, not for size.
@@ -22,22 +23,27 @@ IMAGE_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 _WITH_ALPHA = ("PNG", "WEBP", "TIFF")
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, value_range: ValueRange | None = None) -> np.ndarray:
     """Return an image, rotated by its EXIF tag: (H, W, 3), or (H, W, 4) if it has alpha.
 
-    The RGB of transparent pixels is blended with white, as in training.
+    The RGB of transparent pixels is blended with white, as in training. `value_range` is as in `to_8_bits`.
 
     Raises:
         ImageError: not a regular file, or too many pixels.
         OSError, ValueError, SyntaxError: whatever Pillow raises for a broken file.
     """
     with open_image(path) as image:
-        image = apply_exif_orientation(image)
-        rgb = to_rgb(image)
-        has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
-        if has_alpha or ("transparency" in image.info and image.mode in ("1", "L", "P", "RGB")):
-            rgb.putalpha(image.convert("RGBA").getchannel("A"))
-        return np.array(rgb)
+        return image_to_pixels(image, value_range)
+
+
+def image_to_pixels(image: Image.Image, value_range: ValueRange | None = None) -> np.ndarray:
+    """Return the current frame of an opened image as `read_image` does; its errors are those of Pillow."""
+    image = to_8_bits(apply_exif_orientation(image), value_range)
+    rgb = to_rgb(image)
+    has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
+    if has_alpha or ("transparency" in image.info and image.mode in ("1", "L", "P", "RGB")):
+        rgb.putalpha(image.convert("RGBA").getchannel("A"))
+    return np.array(rgb)
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:

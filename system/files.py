@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,6 +13,7 @@ from utils import UserError, one_line
 
 FSYNC_UNSUPPORTED_ERRNOS = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF)
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MAX_NAME_BYTES = 140  # of a temporary file: most file systems allow 255, encrypted ones only 143
 
 
 def describe_write_error(path: Path, error: OSError, size: int) -> Exception:
@@ -60,6 +62,19 @@ def append(path: Path, text: str) -> None:
         fsync_path(path.parent)
 
 
+def temporary_path(path: Path) -> Path:
+    """Return the path of the temporary file for `path`, in the same folder: `.<name>.<process>.tmp`.
+
+    A long name is cut between two characters, and gets a checksum of the whole name.
+    """
+    name, ending = path.name, f".{os.getpid()}.tmp"
+    if len(os.fsencode(name)) + len(ending) >= MAX_NAME_BYTES:
+        ending = f".{zlib.crc32(os.fsencode(name)):08x}{ending}"
+        while len(os.fsencode(name)) + len(ending) >= MAX_NAME_BYTES:
+            name = name[:-1]
+    return path.with_name(f".{name}{ending}")
+
+
 def atomic_write(path: Path, write: Callable[[BinaryIO], Any], size: int | None = None) -> None:
     """Write a file whole or not at all, even if the power fails: temporary file, fsync, rename, fsync of the folder.
 
@@ -70,9 +85,9 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], Any], size: int | None 
     Raises:
         UserError: the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "w+b") as file:  # Pillow reads what it wrote of a TIFF
             write(file)
             size = size or file.tell()
             file.flush()

@@ -110,7 +110,7 @@ def test_too_little_memory_is_not_the_fault_of_the_images(photos, monkeypatch):
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         batches(list_images(photos), batch_size=10**10)
 
-    def run_out_of_memory(file, size):
+    def run_out_of_memory(file, size, value_range):
         raise MemoryError
 
     monkeypatch.setattr(images.decoding, "decode", run_out_of_memory)

@@ -5,7 +5,16 @@ import os
 import pytest
 
 from images import sources
-from images.sources import EXTENSIONS, Domain, FolderSource, find_domains, find_folder, hold_out, list_images
+from images.sources import (
+    EXTENSIONS,
+    Domain,
+    FolderSource,
+    find_domains,
+    find_folder,
+    hold_out,
+    list_images,
+    read_folder,
+)
 from options.training import CycleOptions, VanillaOptions
 from tests.conftest import make_photo
 from utils import UserError
@@ -47,6 +56,43 @@ def test_list_images(tmp_path):
     with pytest.raises(UserError) as error:
         list_images(tmp_path / "empty")
     assert str(tmp_path / "empty") in str(error.value) and all(ext in str(error.value) for ext in EXTENSIONS)
+
+
+@pytest.mark.parametrize(
+    "names, expected",
+    [
+        ([], ""),
+        (["notes.txt", "a.json", ".hidden.heic", "Thumbs.db", "desktop.ini", "__MACOSX/", ".git/"], ""),
+        (["a.heic", "b.HEIC", "c.heic", "d.gif", "sub/"], "3 .heic, 1 .gif, 1 folder"),
+        (["sub/", "more/", "film.mp4", "scan"], "1 .mp4, 1 without extension, 2 folders"),
+        (["x.a\nb", "folder.heic/"], "1 .a\\nb, 1 folder"),
+        ([f"a.{letter}" for letter in "abcdefghij"], "1 .a, 1 .b, 1 .c, 1 .d, 1 .e, 1 .f, 1 .g, 1 .h, and 2 more"),
+    ],
+)
+def test_what_is_left_out_of_a_folder(photos, names, expected):
+    for name in names:
+        (photos / name).mkdir() if name.endswith("/") else (photos / name).touch()
+    assert read_folder(photos).left_out == expected
+    assert read_folder(photos).select([1]).left_out == expected
+
+
+def test_other_extensions_are_left_out_with_ext(photos):
+    (photos / "a.jpg").touch()
+    assert read_folder(photos, "png").left_out == "1 .jpg" and read_folder(photos, "png").names[0] == "0.png"
+
+
+def test_a_folder_without_images_says_what_it_holds(tmp_path):
+    (tmp_path / "a.heic").touch()
+    with pytest.raises(UserError, match=r"--data: no image in .*, but 1 \.heic; accepted extensions: \.png"):
+        list_images(tmp_path)
+
+
+@pytest.mark.parametrize("split", [[], ["--test_split=0.3"]])
+def test_a_training_says_once_what_was_left_out(photos, run_once, split):
+    for name in ("a.heic", "b.heic", "c.gif"):
+        (photos / name).touch()
+    (photos / "more").mkdir()
+    assert run_once(*split).log.count(f"Left out in {photos}: 2 .heic, 1 .gif, 1 folder\n") == 1
 
 
 def test_hold_out():
@@ -125,6 +171,56 @@ def test_test_split_holds_out_images_of_the_training_folder(domains):
         assert (len(domain.train.names), len(domain.test.names)) == (7, 3), "3 in testA, too: they are not used"
         assert domain.test.location == domains / "trainA"
         assert sorted(domain.train.files + domain.test.files) == list_images(domains / "trainA")
+
+
+def record(domain: Domain, skipped: tuple[str, ...] = ()) -> dict:
+    """Return what data.json says about a domain."""
+    test = [] if domain.test is None else [*domain.test.names]
+    return {"train": dict.fromkeys(domain.train.names, 0), "test": test, "skipped": dict.fromkeys(skipped, "broken")}
+
+
+@pytest.mark.golden
+def test_added_images_do_not_change_the_split_of_a_run(photos):
+    """Control: a new draw of the split tests on images that the run was trained on."""
+    options = VanillaOptions(data=str(photos), test_split=0.4)
+    before = find_domains(options)["images"]
+    for i in range(5):
+        make_photo((40, 40), 50 + i).save(photos / f"3{i}.png")
+    after = find_domains(options, {"images": record(before)})["images"]
+    assert (after.train.files, after.test.files) == (before.train.files, before.test.files)
+    assert (before.num_new, after.num_new) == (0, 5)
+    wrong = find_domains(options)["images"]
+    assert set(wrong.test.names) & set(before.train.names), "a new draw"
+
+
+def test_recorded_images_of_two_domains(domains):
+    """Images added to trainA, testA and a folder that is new; the other order of names; an image that was skipped."""
+    (domains / "testB").rename(domains / "elsewhere")
+    options = CycleOptions(data=str(domains))
+    before = find_domains(options)
+    recorded = {name: record(domain, ("trainA/bad.png",)) for name, domain in before.items()}
+    (domains / "elsewhere").rename(domains / "testB")
+    for name in ("trainA/00.png", "trainA/bad.png", "testA/9.png"):
+        make_photo((40, 40), 0).save(domains / name)
+    after = find_domains(options, recorded)
+    for name in ("X", "Y"):
+        assert after[name].train.files == before[name].train.files
+    assert after["X"].test.files == before["X"].test.files and after["Y"].test is None
+    assert (after["X"].num_new, after["Y"].num_new) == (2, 3), "bad.png is not new; all of testB is"
+    for path in (domains / "testA").glob("[0-2].png"):
+        path.unlink()
+    assert find_domains(options, recorded)["X"].test is None
+
+
+def test_recorded_images_that_are_missing_are_left_out(photos, domains):
+    options = VanillaOptions(data=str(photos))
+    recorded = {"images": record(find_domains(options)["images"])}
+    (photos / "3.png").unlink()
+    assert find_domains(options, recorded)["images"].train.names == [f"{i}.png" for i in range(10) if i != 3]
+    for path in photos.iterdir():
+        path.rename(photos / f"renamed-{path.name}")
+    with pytest.raises(UserError, match=r"--data: none of the 10 images .* in .*photos \(first: 0\.png\); give the"):
+        find_domains(options, recorded)
 
 
 def test_the_extension_selects_files(domains):

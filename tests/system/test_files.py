@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fnmatch
 import json
 import os
 import stat
@@ -17,6 +18,7 @@ from system.files import (
     make_durable_folder,
     read_json,
     require_writable,
+    temporary_path,
     write_json,
 )
 from utils import UserError
@@ -99,6 +101,40 @@ def test_new_folders_are_flushed_with_their_parents(tmp_path, monkeypatch):
     flushed.clear()
     make_durable_folder(tmp_path / "a" / "b")
     assert flushed == []
+
+
+LONG_NAMES = {
+    "ASCII": "a" * 246 + ".png",
+    "at the limit": "a" * 251 + ".png",
+    "two bytes a character": "ä" * 123 + ".png",
+    "four bytes a character": "x" + "😺" * 62 + ".png",
+    "bytes that are not text": os.fsdecode(b"\xe4" * 250 + b".png"),
+    "hidden": "." + "b" * 240 + ".png",
+}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", LONG_NAMES)
+def test_any_name_that_a_file_can_have_can_be_written(tmp_path, kind):
+    """The control is the temporary name of earlier versions, which is longer than a name may be."""
+    name = LONG_NAMES[kind]
+    seen = []
+    write = lambda file: seen.append(os.listdir(tmp_path))  # noqa: E731
+    atomic_write(tmp_path / name, lambda file: (write(file), file.write(b"content")))
+    assert (tmp_path / name).read_bytes() == b"content" and os.listdir(tmp_path) == [name]
+    [[temporary]] = seen
+    assert temporary.startswith(f".{name[:20]}") and temporary.endswith(f".{os.getpid()}.tmp")
+    assert len(os.fsencode(temporary)) <= 143 and fnmatch.fnmatch(temporary, ".*.tmp")
+    if kind != "bytes that are not text":
+        assert temporary.encode(), "the name is not cut in the middle of a character"
+    with pytest.raises(OSError, match="too long"):
+        open(tmp_path / f".{name}.{os.getpid()}.tmp", "wb")
+
+
+def test_temporary_names_of_different_files_differ(tmp_path):
+    names = ["options.json", "a" * 240 + "1", "a" * 240 + "2", "a" * 150, "a" * 151]
+    temporary = [temporary_path(tmp_path / name).name for name in names]
+    assert len({*temporary}) == len(names) and temporary[0] == f".options.json.{os.getpid()}.tmp"
 
 
 # ---- JSON
