@@ -87,7 +87,8 @@ def export(options: ExportOptions) -> int:
         axes = {0: "batch"}
         shapes: list[tuple[int, ...]] = [(count, G.noise_size, 1, 1) for count in (2, 1, 5)]
     else:
-        metadata |= {"direction": str(options.direction), "input_layout": "NCHW, RGB", "pad_multiple": str(G.stride)}
+        direction = options.direction or next(iter(trained.generators))  # a file of another program may have only one
+        metadata |= {"direction": direction, "input_layout": "NCHW, RGB", "pad_multiple": str(G.stride)}
         axes = {0: "batch", 2: "height", 3: "width"}
         sides = ((2, 8, 12), (1, 8, 8), (3, 16, 6), (1, 5, 7))
         shapes = [(count, 3, height * G.stride, width * G.stride) for count, height, width in sides]

@@ -1,6 +1,7 @@
 """Images and interpolations of a trained DCGAN."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -18,8 +19,9 @@ from options.commands import InterpolateOptions, SampleOptions
 from system.files import check_new_file, check_new_folder
 from system.progress import ProgressBar
 from system.threads import map_in_threads
-from utils import LOG, image_grid, to_pixels
+from utils import LOG, UserError, image_grid, to_pixels
 
+SAMPLE_NAME = re.compile(r"seed-\d{6,}\.png")
 WALK_STEP = 0.5  # largest step of a random walk, of each coordinate of z
 
 
@@ -49,12 +51,31 @@ def seed_latent(seed: int, noise_size: int, count: int = 1) -> Tensor:
     return sample_latents(count, noise_size, torch.device("cpu"), torch.Generator().manual_seed(seed))
 
 
+def name_sample(seed: int) -> str:
+    return f"seed-{seed:06d}.png"
+
+
+def remove_other_samples(folder: Path, seeds: list[int]) -> int:
+    """Remove the samples of other seeds from a folder, or they would be taken for new ones; return their number.
+
+    Only files with the names of samples are removed.
+    """
+    drawn = {name_sample(seed) for seed in seeds}
+    others = [path for path in folder.iterdir() if SAMPLE_NAME.fullmatch(path.name) and path.name not in drawn]
+    for path in others:
+        path.unlink()
+    return len(others)
+
+
 def sample(options: SampleOptions) -> int:
     """Draw the image of each seed; return the exit code."""
     # Check the output, then load the network.
     folder = None if options.out is None else Path(options.out)
     grid = None if options.grid is None else Path(options.grid)
     if folder is not None:
+        if not folder.exists() and folder.suffix.lower() in (*IMAGE_FORMATS, *VIDEO_FORMATS):
+            raise UserError(f"--out: {folder} has the extension of a file, but --out is a folder; for one picture use "
+                            f"--grid {folder}")  # fmt: skip
         check_new_folder(folder, options.overwrite)
     if grid is not None:
         check_new_file(grid, IMAGE_FORMATS, options.overwrite, "--grid")
@@ -65,7 +86,7 @@ def sample(options: SampleOptions) -> int:
     def draw(seed: int) -> Tensor:
         image = G(options.truncation * seed_latent(seed, G.noise_size).to(device))  # (1, 3, S, S)
         if folder is not None:
-            write_image(folder / f"seed-{seed:06d}.png", to_pixels(image[0]))
+            write_image(folder / name_sample(seed), to_pixels(image[0]))
         return image
 
     images = []
@@ -78,6 +99,8 @@ def sample(options: SampleOptions) -> int:
         columns = math.ceil(math.sqrt(len(images)))
         write_image(grid, to_pixels(image_grid(torch.cat(images), columns)))
     LOG.info("sampled %d images to %s", len(seeds), " and ".join(str(path) for path in (folder, grid) if path))
+    if folder is not None and (removed := remove_other_samples(folder, seeds)):
+        LOG.info("removed %d earlier samples from %s, of other seeds", removed, folder)
     return 0
 
 
@@ -155,6 +178,6 @@ def interpolate(options: InterpolateOptions) -> int:
     rate = Fraction(options.fps).limit_denominator(1001)
     drawn = ProgressBar(map_on_cores(G, draw, latents), "draw", "frames", options.frames)
     frames = (Frame(i, 1, pixels) for i, pixels in enumerate(drawn))
-    write_video(path, frames, rate, 1 / rate, loop=options.loop)
+    write_video(path, frames, rate, 1 / rate, plays=0 if options.loop else 1)
     LOG.info("wrote %d frames, %.1f s, to %s", options.frames, float(options.frames / rate), path)
     return 0

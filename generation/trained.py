@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from generation.pretrained import fetch_pretrained
 from models import build_dc_generator, build_translator
 from options.commands import InterpolateOptions, SampleOptions, TranslateOptions
+from options.pretrained import PREFIX
 from options.training import CycleOptions, VanillaOptions
 from runs.checkpoints import read_checkpoint
 from system.device import choose_device
-from utils import UserError, all_finite, one_line
+from utils import LOG, UserError, all_finite, one_line
 
 # Training script -> its options, the function that builds a generator from them, and its generators by direction.
 SCRIPTS: dict[str, tuple[type[VanillaOptions | CycleOptions], Callable[[Any], nn.Module], dict[str, str]]] = {
@@ -27,13 +29,16 @@ class Trained(NamedTuple):
         script: the training script.
         options: of the run.
         step: iterations trained.
-        generators: in eval mode, without gradients: {"z": G} of a DCGAN, {"X2Y": ..., "Y2X": ...} of a CycleGAN.
+        generators: in eval mode, without gradients: {"z": G} of a DCGAN, {"X2Y": ..., "Y2X": ...} of a CycleGAN; only
+            one of them in a file of another program.
+        origin: the program that trained the generators; None for this one. The options then describe the networks only.
     """
 
     script: str
     options: VanillaOptions | CycleOptions
     step: int
     generators: dict[str, Any]
+    origin: str | None = None
 
     @property
     def is_translator(self) -> bool:
@@ -45,12 +50,15 @@ def load_trained(where: Path, checkpoint: str = "newest", device: str = "cpu") -
     """Rebuild the generators of a run from the options in its checkpoint, with their moving averages if it has them.
 
     Args:
-        where: run folder, or a checkpoint file.
+        where: run folder, or a checkpoint file; or a file or folder of generators of the CycleGAN authors; or
+            pretrained:NAME, one of their generators, which is downloaded.
         checkpoint: of a run folder: "newest", "best" or an iteration.
 
     Raises:
         UserError: no such checkpoint, or its options do not fit its weights.
     """
+    if str(where).startswith(PREFIX):
+        where = fetch_pretrained(str(where).removeprefix(PREFIX))
     if where.is_file() and checkpoint != "newest":
         raise UserError(f"--checkpoint: {where} is a file, not a run folder with several checkpoints; leave it out")
     content = read_checkpoint(where, checkpoint)
@@ -58,6 +66,9 @@ def load_trained(where: Path, checkpoint: str = "newest", device: str = "cpu") -
         cls, build, names = SCRIPTS[content["script"]]
         options = cls.from_dict(content["options"])
         options.check()
+        origin = content.get("origin")
+        if origin is not None:
+            names = {direction: name for direction, name in names.items() if name in content["networks"]}
         generators = {}
         for direction, name in names.items():
             G = build(options)
@@ -71,7 +82,12 @@ def load_trained(where: Path, checkpoint: str = "newest", device: str = "cpu") -
         raise UserError(
             f"{where}: the options in the checkpoint do not fit its weights ({reason}); use another checkpoint"
         ) from None
-    return Trained(content["script"], options, content["step"], generators)
+    if isinstance(options, CycleOptions) and origin is not None:
+        LOG.info(
+            "%s: %s of %s, %d residual blocks, %d channels",
+            where, " and ".join(generators), origin, options.n_res_blocks, options.g_conv_dim,
+        )  # fmt: skip
+    return Trained(content["script"], options, content["step"], generators, origin)
 
 
 def load_generator(
@@ -104,14 +120,14 @@ def load_generator(
 
 
 def choose_generator(trained: Trained, direction: str | None) -> Any:
-    """Return the generator of a direction; a DCGAN has only one, without a direction. Raises UserError for another."""
+    """Return the generator of a direction; the only one needs no direction. Raises UserError for another."""
     if direction is None and len(trained.generators) == 1:
-        return trained.generators["z"]
+        return next(iter(trained.generators.values()))
     has = " or ".join(trained.generators)
     if direction is None:
         raise UserError(f"--direction: missing for a run of {trained.script}; use {has}")
     if direction not in trained.generators or direction == "z":
-        remedy = "leave it out" if "z" in trained.generators else f"use {has}"
+        remedy = "leave it out" if len(trained.generators) == 1 else f"use {has}"
         raise UserError(f"--direction: {direction} is unknown for a run of {trained.script}; {remedy}")
     return trained.generators[direction]
 

@@ -113,6 +113,8 @@ class Augmentation(NamedTuple):
 AUGMENTATIONS = {
     "basic": Augmentation(lambda size: size, 0, basic),
     "deluxe": Augmentation(lambda size: int(1.1 * size), 3, deluxe),
+    # As in the CycleGAN paper (arXiv:1703.10593): 286 for crops of 256.
+    "paper": Augmentation(lambda size: round(size * 286 / 256), 3, deluxe),
     # Twice the size, so that a crop of a quarter of the area still has one stored pixel per output pixel.
     "deluxe_autocontrast": Augmentation(lambda size: 2 * size, 24, deluxe_autocontrast),
 }

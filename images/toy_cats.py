@@ -27,7 +27,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from options.fields import IMAGE_SIZES
+from options.fields import IMAGE_SIZES, expand_home
 from system.program import run_main
 from utils import UserError, one_line, shorten
 
@@ -336,7 +336,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("toy_cats.py", description="Draw the embedded data set of toy cats.")
     parser.add_argument("--size", type=int, default=64, choices=IMAGE_SIZES, help="width and height (default: 64)")
     parser.add_argument("--seed", type=int, default=11, help="other seeds give other cats (default: 11)")
-    parser.add_argument("--out", type=Path, help="folder to write (default: data/toy_cats, or data/toy_cats_SIZE)")
+    out_help = "folder to write (default: data/toy_cats, or data/toy_cats_SIZE)"
+    parser.add_argument("--out", type=lambda text: Path(expand_home(text)), help=out_help)
     options = parser.parse_args(arguments)
     try:
         print(ensure_toy_cats(options.out or default_root(options.size), options.size, options.seed))

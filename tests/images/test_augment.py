@@ -62,6 +62,22 @@ def test_deluxe_is_distributed_as_torchvision_draws_it():
     assert places == set(range(7)) and len(tops) == 7 and tops.min() > 0.7 * 2000 / 7
 
 
+def test_paper_is_as_the_cyclegan_authors_crop():
+    """Crops of 256 from 286, at each of 31 x 31 places, and a flip. From 281, as deluxe has it, they reach less far."""
+    assert [AUGMENTATIONS["paper"].stored_size(size) for size in (256, 128, 64)] == [286, 143, 72]
+    assert AUGMENTATIONS["deluxe"].stored_size(256) == 281
+    images, u = stored(286, count=6), uniforms(3)[:6]
+    u[0], u[1] = torch.zeros(3), torch.full((3,), 1 - 2**-24)
+    expected, wrong = [], []
+    for image, (top, left, flip) in zip(images, u.tolist(), strict=True):
+        for crops, places in ((expected, 31), (wrong, 26)):
+            crop = TF.crop(image, math.floor(top * places), math.floor(left * places), 256, 256)
+            crops.append(to_unit_range(TF.hflip(crop) if flip < 0.5 else crop))
+    found = AUGMENTATIONS["paper"].apply(images, 256, u)
+    torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-6)
+    assert (found[1] - wrong[1]).abs().max() > 0.5
+
+
 @pytest.mark.parametrize("size", [32, 64])
 def test_resized_crop_equals_torchvision(size):
     images = stored(80)
