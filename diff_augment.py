@@ -1,7 +1,8 @@
 """Differentiable augmentation of a batch of real or generated images, in D's update and in G's update.
 
-DiffAugment (Zhao et al. 2020, "Differentiable Augmentation for Data-Efficient GAN Training", arXiv:2006.10738). An
-operation is a pure function of the images and of uniform numbers in [0, 1), so that a test can fix the draws.
+DiffAugment (Zhao et al. 2020, "Differentiable Augmentation for Data-Efficient GAN Training", arXiv:2006.10738), as the
+code of its authors computes it. An operation is a pure function of the images and of uniform numbers in [0, 1), so that
+a test can fix the draws.
 """
 
 import torch
@@ -61,19 +62,20 @@ class _Shift(torch.autograd.Function):
 
 
 def translation(x: Tensor, u: Tensor) -> Tensor:
-    """Shift each image by whole pixels, up to an eighth of its size either way; the border fills with 0 (gray)."""
-    reach_y, reach_x = x.shape[2] // 8, x.shape[3] // 8
+    """Shift each image by whole pixels, up to an eighth of its size (rounded) either way; the border is 0 (gray)."""
+    reach_y, reach_x = ((length + 4) // 8 for length in x.shape[2:])  # int(length / 8 + 0.5)
     dy = uniform_to_index(u[:, 0], 2 * reach_y + 1) - reach_y  # (B,) in [-reach_y, reach_y]
     dx = uniform_to_index(u[:, 1], 2 * reach_x + 1) - reach_x
     return _Shift.apply(x, dy, dx)
 
 
 def cutout(x: Tensor, u: Tensor) -> Tensor:
-    """Set a rectangle of half the height and width to 0 (gray). Its center is anywhere, so part may lie outside."""
+    """Set a rectangle of half the height and width (rounded) to 0 (gray). Its center is anywhere, so part of the
+    rectangle may lie outside of the image."""
 
     def covered(length: int, u: Tensor) -> Tensor:
         """(B,) -> (B, length): whether a row or column lies in the rectangle."""
-        size = length // 2
+        size = (length + 1) // 2
         start = uniform_to_index(u, length + 1 - size % 2) - size // 2
         offset = torch.arange(length, device=x.device) - start[:, None]
         return (offset >= 0) & (offset < size)

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils import import_matplotlib
+
 
 class AdversarialLoss(NamedTuple):
     """The losses of D and G, of logits of any shape.
@@ -94,6 +96,7 @@ def ssim_loss(images: Tensor, target: Tensor) -> Tensor:
     Args:
         images, target: (B, 3, H, W) in [-1, 1].
     """
+    import_matplotlib()  # torchmetrics imports it
     from torchmetrics.functional.image import structural_similarity_index_measure  # here: its import takes a while
 
     images, target = images / 2 + 0.5, target / 2 + 0.5

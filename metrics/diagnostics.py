@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,8 @@ from torch import Tensor
 from losses import ADVERSARIAL_LOSSES
 
 if TYPE_CHECKING:
-    from options.training import CommonOptions, CycleOptions, VanillaOptions
+    from options.common import CommonOptions
+    from options.training import CycleOptions, VanillaOptions
     from training.state import TrainingState
 
 Rows = list[dict[str, float]]
@@ -29,10 +30,23 @@ def give_hints(options: "CommonOptions", min_images: int, iterations: int) -> li
         hints.append(f"{iterations} iterations is short for a GAN; try --train_iters 3000")
     if not getattr(options, "use_cycle_consistency_loss", True):
         hints.append("without --use_cycle_consistency_loss, translations may ignore their input")
+    if getattr(options, "use_identity_loss", False):
+        hints += _hint_of_identity_weight(cast("CycleOptions", options))
     folders = [getattr(options, name, None) for name in ("X", "Y")]
     if folders[0] is not None and folders[0] == folders[1]:
         hints.append("--X and --Y are the same folder")
     return hints
+
+
+def _hint_of_identity_weight(options: "CycleOptions") -> list[str]:
+    """Return a hint if --lambda_identity looks like the value of a command for the CycleGAN authors' code."""
+    weight, cycle = options.lambda_identity, options.lambda_cycle
+    if weight is None or not 0 < weight <= 1 or cycle < 5:
+        return []
+    return [
+        f"--lambda_identity {weight:g} is the weight itself; the CycleGAN authors' {weight:g} is a factor on lambda, "
+        f"which is --lambda_identity {weight * cycle:g} here"
+    ]
 
 
 def discriminator_dominates(losses: Sequence[float], gan_mode: str) -> bool:

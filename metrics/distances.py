@@ -11,16 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils import import_matplotlib
+
 NEIGHBORS = 3  # of precision and recall
 MAX_SSIM_PAIRS = 1000  # for the mean SSIM between images
+MIN_SSIM_SIDE = 6  # of an image: SSIM compares windows of 11x11 pixels, with 5 reflected at each border
 
 
 class Measurement(NamedTuple):
-    """One number, and its standard deviation where it is known."""
+    """One number, and its standard deviation where it is known.
+
+    A metric that these images do not have is NaN, and `reason` says why.
+    """
 
     metric: str
     value: float
     std: float | None = None
+    reason: str = ""
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -48,7 +55,8 @@ def frechet_distance(generated: Tensor, reference: Tensor) -> float:
     if generated.shape[1] == 1:  # a column of zeros changes nothing; NumPy's covariance of one column is not a matrix
         features = [F.pad(one, (0, 1)) for one in features]
     statistics = [fid_features_to_statistics(one) for one in features]
-    return fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    found = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    return max(found, 0.0)  # of equal sets it is 0, up to rounding
 
 
 def memorization_factor(generated: Tensor, reference: Tensor) -> float:
@@ -83,37 +91,53 @@ def kernel_distance(generated: Tensor, reference: Tensor, seed: int) -> tuple[fl
     return mean, std
 
 
+def pairwise_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Return the Euclidean distances between features (N, d) and (M, d), (N, M), with exact zeros for equal images.
+
+    cdist computes them by a matrix product, in which equal features may have a distance of 1e-7 of their length, not 0.
+    Distances below 1e-6 of the largest length are rounding errors, and become 0.
+    """
+    distances = torch.cdist(a, b)
+    largest = torch.cat([a, b]).norm(dim=1).max()
+    return distances.masked_fill_(distances < 1e-6 * largest, 0.0)
+
+
 def precision_recall(generated: Tensor, reference: Tensor) -> tuple[float, float]:
     """Return the shares of generated images among the real ones, and of real ones among the generated.
 
     "Among": within the distance from some image of a set to its third nearest neighbor there (Kynkäänniemi et al. 2019,
-    arXiv:1904.06991). It takes more than 3 images of each.
+    arXiv:1904.06991). It takes more than 3 images of each. torch-fidelity has the same formula, but compares rounding
+    errors where images are equal: of two equal sets it may say 0.04 instead of 1.
     """
-    from torch_fidelity.metric_prc import prc_features_to_metric
-
-    found = prc_features_to_metric(generated, reference, prc_neighborhood=NEIGHBORS, verbose=False)
-    return found["precision"], found["recall"]
+    between = pairwise_distances(generated, reference)  # (N, M)
+    reach_of_real, reach_of_generated = (
+        pairwise_distances(one, one).kthvalue(NEIGHBORS + 1).values for one in (reference, generated)
+    )
+    precision = (between <= reach_of_real).any(dim=1).double().mean().item()
+    recall = (between.t() <= reach_of_generated).any(dim=1).double().mean().item()
+    return precision, recall
 
 
 def nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Return the distance of each feature (N, d) to its nearest neighbor in (M, d), and the neighbor's index."""
-    distances, indices = torch.cdist(a, b).min(dim=1)
+    distances, indices = pairwise_distances(a, b).min(dim=1)
     return distances, indices
 
 
 def nearest_neighbor_ratio(generated: Tensor, reference: Tensor) -> float:
     """Return the mean nearest-neighbor distance of generated to real images, relative to that among real images.
 
-    Images as new as the real ones have about 1, copies 0.
+    Images as new as the real ones have about 1, copies 0. NaN if every real image has a copy among the real ones.
     """
-    among_real = torch.cdist(reference, reference).fill_diagonal_(math.inf).min(dim=1).values
-    return (nearest(generated, reference)[0].mean() / among_real.mean().clamp(min=1e-12)).item()
+    among_real = pairwise_distances(reference, reference).fill_diagonal_(math.inf).min(dim=1).values.mean()
+    return (nearest(generated, reference)[0].mean() / among_real).item() if among_real > 0 else math.nan
 
 
 def compare(generated: Tensor, reference: Tensor, is_inception: bool, seed: int) -> list[Measurement]:
     """Return the distances between two sets of features, the kernel distance first.
 
     Args:
+        generated, reference: at least 2 images of each.
         is_inception: whether they are Inception's, so that the distances are KID, FID and MiFID.
     """
     mean, std = kernel_distance(generated, reference, seed)
@@ -125,10 +149,14 @@ def compare(generated: Tensor, reference: Tensor, is_inception: bool, seed: int)
     if is_inception:  # the threshold of 0.1 is meant for Inception's features
         is_same = frechet < 1e-8  # the same images: 0 / 0
         found.append(Measurement("MiFID", 0.0 if is_same else frechet / memorization_factor(generated, reference)))
-    if min(len(generated), len(reference)) > NEIGHBORS:
-        shares = precision_recall(generated, reference)
-        found += [Measurement(name, value) for name, value in zip(("precision", "recall"), shares, strict=True)]
-    return [*found, Measurement("nearest distance ratio", nearest_neighbor_ratio(generated, reference))]
+    fewest = min(len(generated), len(reference))
+    few = f"more than {NEIGHBORS} images of each kind are needed, there are {fewest}" if fewest <= NEIGHBORS else ""
+    shares = (math.nan, math.nan) if few else precision_recall(generated, reference)
+    for name, share in zip(("precision", "recall"), shares, strict=True):
+        found.append(Measurement(name, share, reason=few))
+    ratio = nearest_neighbor_ratio(generated, reference)
+    copies = "in these features every real image equals another real image" if math.isnan(ratio) else ""
+    return [*found, Measurement("nearest distance ratio", ratio, reason=copies)]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -137,6 +165,7 @@ def compare(generated: Tensor, reference: Tensor, is_inception: bool, seed: int)
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Return the SSIM of each image of uint8 (N, 3, H, W) with its counterpart, (N,)."""
+    import_matplotlib()  # torchmetrics imports it
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     found = structural_similarity_index_measure(a.float() / 255, b.float() / 255, data_range=1.0, reduction="none")
@@ -144,16 +173,20 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     return found
 
 
-def pairwise_ssim(images: Tensor, seed: int) -> Measurement:
-    """Return the mean SSIM over pairs of different images (N, 3, H, W): 1 if all are the same.
+def pairwise_ssim(images: Tensor, seed: int, name: str = "SSIM between images") -> Measurement:
+    """Return the mean SSIM over pairs of different images (N, 3, H, W), called `name`: 1 if all are the same.
 
-    At most 1,000 pairs of the first 500 images.
+    At most 1,000 pairs of the first 500 images. Images below 6x6 pixels have no SSIM.
     """
+    height, width = images.shape[2:]
+    if min(height, width) < MIN_SSIM_SIDE:
+        reason = f"images of at least {MIN_SSIM_SIDE}x{MIN_SSIM_SIDE} pixels are needed, not {width}x{height}"
+        return Measurement(name, math.nan, reason=reason)
     pairs = torch.tensor(list(itertools.combinations(range(min(len(images), 500)), 2)))
     if len(pairs) > MAX_SSIM_PAIRS:
         pairs = pairs[torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))[:MAX_SSIM_PAIRS]]
     found = torch.cat([ssim(images[part[:, 0]], images[part[:, 1]]) for part in pairs.split(100)])
-    return Measurement("SSIM between images", found.mean().item(), found.std(correction=0).item())
+    return Measurement(name, found.mean().item(), found.std(correction=0).item())
 
 
 def compare_pairs(images: Tensor, target: Tensor, name: str) -> list[Measurement]:

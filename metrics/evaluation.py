@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from images.decoding import DecodedSet, decode_all
+from data_loader import ImageBatches
+from images.decoding import decode_all
 from images.sources import ImageSource, find_domains
 from metrics.distances import Measurement, compare, compare_pairs, nearest, pairwise_ssim
 from metrics.features import Features, UnavailableError, extract_features, load_features
 from models import sample_latents
+from runs.records import describe_changes
 from system.processes import rank
-from utils import UserError, from_uint8, to_uint8
+from utils import LOG, UserError, from_uint8, to_uint8
 
 if TYPE_CHECKING:
     from options.training import CycleOptions, VanillaOptions
@@ -71,31 +73,62 @@ class Comparison(NamedTuple):
     truth: Tensor | None = None
 
 
-def load_real_images(options: "VanillaOptions | CycleOptions") -> RealImages:
-    """Decode the images that a run trains on, and the test images of a CycleGAN, without augmentation.
+def load_real_images(
+    options: "VanillaOptions | CycleOptions", recorded: Mapping[str, dict[str, Any]] | None = None
+) -> RealImages:
+    """Find and decode the images that a run trains on, and the test images of a CycleGAN, without augmentation.
+
+    Args:
+        recorded: what data.json says about each domain. The images listed there are measured, as far as they exist; the
+            log says how the folders differ. None: all images, split as in a new run.
 
     Raises:
         UserError: a folder does not exist, or has fewer than 2 readable images.
     """
-    domains = find_domains(options)
-    found = {}
+    domains = find_domains(options, recorded)
+    sources = {(name, "train"): domain.train for name, domain in domains.items()}
+    if len(domains) > 1:
+        sources |= {(name, "test"): domain.test for name, domain in domains.items() if domain.test is not None}
+    real, readable = _decode_real(sources, options)
+    for name, domain in domains.items():
+        if domain.num_new:
+            LOG.info("%s: images added since the run began, which are not measured: %d", domain.flag, domain.num_new)
+        if recorded is None:
+            continue
+        train = readable[name, "train"]
+        now = {"train": dict(zip(train.names, train.sizes(), strict=True)), "test": recorded[name]["test"]}
+        if len(domains) > 1:  # test images of a single domain are not measured
+            now["test"] = readable[name, "test"].names if (name, "test") in readable else []
+        if changes := describe_changes(recorded[name], now):
+            LOG.warning(
+                "%s: %s has changed since the run trained: %s. The images that are there are measured",
+                domain.flag, domain.train.location, changes,
+            )  # fmt: skip
+    return real
 
-    def load(source: ImageSource, part: str) -> DecodedSet:
+
+def _decode_real(
+    sources: Mapping[tuple[str, str], ImageSource], options: "VanillaOptions | CycleOptions"
+) -> tuple[RealImages, dict[tuple[str, str], ImageSource]]:
+    """Decode images by domain and split; return them, and the readable ones as sources."""
+    found, readable = {}, {}
+    ranges = dict(zip(dict.fromkeys(name for name, _ in sources), options.value_ranges(), strict=True))
+    for (name, split), source in sources.items():
         with ThreadPoolExecutor() as pool:
             cache = Path(options.checkpoint_dir) / ".cache"
-            return decode_all(source, options.image_size, pool, cache=cache, part=part)
-
-    for name, domain in domains.items():
-        found[name, "train"] = load(domain.train, "train").images
-        if len(found[name, "train"]) < 2:
-            raise UserError(f"{domain.train.location}: at least 2 readable images are needed; add more")
-        if len(domains) > 1 and domain.test is not None:
-            test = load(domain.test, "test").images
-            if len(test) > 1:
-                found[name, "test"] = test
-    [root, *others] = {domain.train.location.parent for domain in domains.values()}
+            decoded = decode_all(source, options.image_size, pool, True, cache, split, ranges[name])
+        ranges[name] = decoded.scale.range if decoded.scale else ranges[name]  # test images follow the training images
+        readable[name, split] = source.select(decoded.readable)
+        if len(decoded.images) > 1:
+            found[name, split] = decoded.images
+        elif split == "train":
+            raise UserError(
+                f"{source.location}: at least 2 readable images are needed, {len(decoded.images)} found; add the others"
+            )
+    [root, *others] = {source.location.parent for (_, split), source in sources.items() if split == "train"}
     is_toy = not options.test_split and not others and (root / "attributes.json").is_file()
-    return RealImages(found, is_paired=is_toy)
+    tested = [list(source.names) for (_, split), source in readable.items() if split == "test"]
+    return RealImages(found, is_paired=is_toy and all(names == tested[0] for names in tested)), readable
 
 
 def make_comparisons(
@@ -160,21 +193,26 @@ class Evaluator:
     def __init__(self, features: Features, device: torch.device, seed: int = 0, batch_size: int = 32):
         self.features, self.device, self.seed, self.batch_size = features, device, seed, batch_size
         self._known: dict[Tensor, tuple[Tensor, Measurement]] = {}  # real images -> features, and their similarity
+        self._missing: set[tuple[str, ...]] = set()  # metrics without a value, and the reason; each is reported once
 
     def __call__(self, comparison: Comparison) -> tuple[list[dict[str, Any]], Tensor]:
         """Measure generated images.
 
         Returns:
             Rows of metrics.csv with their protocol, the kernel distance first; and for each generated image the
-            distance to its nearest real one and its index, (2, N).
+            distance to its nearest real one and its index, (2, N). A metric that these images do not have gets a line
+            in the log instead of a row.
+
+        Raises:
+            UserError: the network of --features fails on these images, or gives values that are not finite.
         """
         if comparison.reference not in self._known:
-            within = pairwise_ssim(comparison.reference, self.seed)._replace(metric="SSIM between real images")
+            within = pairwise_ssim(comparison.reference, self.seed, "SSIM between real images")
             self._known[comparison.reference] = self._extract(comparison.reference, "real images"), within
         reference, within = self._known[comparison.reference]
         generated = self._extract(comparison.generated, "generated images")
         found = compare(generated, reference, self.features.is_inception, self.seed)
-        found += [*image_metrics(comparison, self.seed), within]
+        found = self._with_values([*found, *image_metrics(comparison, self.seed), within])
         protocol = {
             "features": self.features.name,
             "resize": self.features.resize,
@@ -182,17 +220,44 @@ class Evaluator:
             "reference": len(comparison.reference),
             "seed": self.seed,
         }
-        rows = [{"task": comparison.task, "split": comparison.split, **one._asdict(), **protocol} for one in found]
+        about = {"task": comparison.task, "split": comparison.split}
+        rows = [{**about, "metric": one.metric, "value": one.value, "std": one.std, **protocol} for one in found]
         return rows, torch.stack(nearest(generated, reference))
 
+    def _with_values(self, found: list[Measurement]) -> list[Measurement]:
+        """Return the metrics that have a value, and say once of each other one why it has none."""
+        reasons: dict[str, list[str]] = {}
+        for one in found:
+            if one.reason:
+                reasons.setdefault(one.reason, []).append(one.metric)
+        for reason, metrics in reasons.items():
+            if (reason, *metrics) not in self._missing:
+                self._missing.add((reason, *metrics))
+                LOG.warning("no value for %s: %s", " and ".join(metrics), reason)
+        return [one for one in found if not one.reason]
+
     def _extract(self, images: Tensor, title: str) -> Tensor:
-        return extract_features(images, self.features, self.device, self.batch_size, title)
+        """Return the features of images, (N, d). Raises UserError if they are not finite, or too large for float32."""
+        found = extract_features(images, self.features, self.device, self.batch_size, title)
+        wrong = (~found.float().isfinite()).any(dim=1).sum().item()
+        if wrong:
+            raise UserError(
+                f"--features: {self.features.name} gives values that are not finite for {wrong} of {len(found)} "
+                f"{title}; use another file, or pixels"
+            )
+        return found
 
 
 def periodic_evaluation(
-    generators: Mapping[str, Generator], options: "VanillaOptions | CycleOptions", device: torch.device
+    generators: Mapping[str, Generator],
+    data: Mapping[str, ImageBatches],
+    options: "VanillaOptions | CycleOptions",
+    device: torch.device,
 ) -> Callable[[], list[dict[str, Any]]] | None:
     """Return a function that measures the generators of a run while it trains.
+
+    Args:
+        data: domain -> the images that it trains on and tests on.
 
     The function returns rows of metrics.csv; the first row has the metric that counts. The result is None without
     --eval_every, and in processes above rank 0.
@@ -203,5 +268,8 @@ def periodic_evaluation(
         features = load_features(options.features, options.inception_weights, device)
     except UnavailableError as error:
         raise UserError(f"--features inception: {error}, or use --features pixels") from None
-    real, evaluator = load_real_images(options), Evaluator(features, device)
+    sources = {(name, "train"): images.source for name, images in data.items()}
+    if len(data) > 1:
+        sources |= {(name, "test"): images.test for name, images in data.items()}
+    real, evaluator = _decode_real(sources, options)[0], Evaluator(features, device)
     return lambda: [row for one in make_comparisons(generators, real, options, device) for row in evaluator(one)[0]]

@@ -102,7 +102,18 @@ def _load_torchscript(path: Path, device: torch.device) -> Features:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated, but no other format works without code
         network = torch.jit.load(str(path), map_location=device).eval()
-    return Features(_name_of(path), lambda images: network(images.float()), "inside the module")
+
+    def extract(images: Tensor) -> Tensor:
+        try:
+            return network(images.float())
+        except RuntimeError as error:  # such as images that are too small for the layers of the network
+            *_, reason = str(error).splitlines()  # the lines above are a traceback of TorchScript
+            height, width = images.shape[2:]
+            raise UserError(
+                f"--features: {path} fails on images of {width}x{height} ({reason[:200]}); use another file, or pixels"
+            ) from None
+
+    return Features(_name_of(path), extract, "inside the module")
 
 
 def _load_torchvision(path: Path, device: torch.device) -> Features:
@@ -138,7 +149,7 @@ def load_features(features: str, inception_weights: str | None, device: torch.de
         return Features("pixels", pixels, "mean, to 16x16")
     if features == "inception":
         return _load_inception(find_inception_weights(inception_weights), device)
-    path = Path(os.path.expanduser(features))
+    path = Path(features)
     if not os.path.isfile(path):
         raise UserError(f"--features: there is no file {features}; use inception, pixels or a file")
     try:
@@ -147,8 +158,10 @@ def load_features(features: str, inception_weights: str | None, device: torch.de
         with torch.random.fork_rng(devices=[]):  # a network begins with random weights
             loaded = (_load_torchscript if is_script else _load_torchvision)(path, device)
         tried = extract_features(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), loaded, device)
-        if tried.ndim != 2 or not tried.isfinite().all():
+        if tried.ndim != 2 or tried.numel() == 0 or not tried.float().isfinite().all():
             raise ValueError(f"2 images give {tuple(tried.shape)}, not (2, d) finite numbers")
+    except UserError:
+        raise
     except Exception as error:  # files of any kind
         reason = one_line(error)
         raise UserError(

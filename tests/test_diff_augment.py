@@ -11,7 +11,12 @@ pytestmark = pytest.mark.golden
 ALL = "color,translation,cutout"
 
 
-def reference(image, u, policy, fill=0.0, cutout_share=2, reach_share=8):
+def half_up(number):
+    """Round as the code of the paper's authors rounds sizes."""
+    return int(number + 0.5)
+
+
+def reference(image, u, policy, fill=0.0, cutout_share=2, reach_share=8, rounded=half_up):
     """Augment one image (C, H, W), as nested Python lists, with its uniforms. The keywords make wrong variants."""
     C, H, W = len(image), len(image[0]), len(image[0][0])
     u = list(u)
@@ -27,7 +32,7 @@ def reference(image, u, policy, fill=0.0, cutout_share=2, reach_share=8):
             mean = sum(v for plane in image for row in plane for v in row) / (C * H * W)
             image = [[[mean + contrast * (v - mean) for v in row] for row in plane] for plane in image]
         if name == "translation":
-            reach_y, reach_x = H // reach_share, W // reach_share
+            reach_y, reach_x = rounded(H / reach_share), rounded(W / reach_share)
             dy = math.floor(u.pop(0) * (2 * reach_y + 1)) - reach_y
             dx = math.floor(u.pop(0) * (2 * reach_x + 1)) - reach_x
             image = [
@@ -38,7 +43,7 @@ def reference(image, u, policy, fill=0.0, cutout_share=2, reach_share=8):
                 for c in range(C)
             ]
         if name == "cutout":
-            h, w = H // cutout_share, W // cutout_share
+            h, w = rounded(H / cutout_share), rounded(W / cutout_share)
             top = math.floor(u.pop(0) * (H + 1 - h % 2)) - h // 2
             left = math.floor(u.pop(0) * (W + 1 - w % 2)) - w // 2
             image = [
@@ -69,7 +74,7 @@ def make_inputs(policy, B=6, H=16, W=24, seed=0):
 
 
 @pytest.mark.parametrize("policy", ["color", "translation", "cutout", "color,cutout", "cutout,translation", ALL])
-@pytest.mark.parametrize("H, W", [(16, 24), (9, 7)])
+@pytest.mark.parametrize("H, W", [(16, 24), (9, 7), (36, 44), (2, 3)])
 def test_equals_the_reference(policy, H, W):
     images, uniforms = make_inputs(policy, H=H, W=W)
     torch.testing.assert_close(
@@ -91,6 +96,25 @@ def test_wrong_variants_are_rejected(wrong):
     images, uniforms = make_inputs("translation,cutout", H=32, W=32)
     found = diff_augment(images, "translation,cutout", uniforms)
     assert (found - reference_batch(images, uniforms, "translation,cutout", **wrong)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("policy, size", [("translation", 36), ("translation", 44), ("translation", 60),
+                                          ("cutout", 33), ("cutout", 35)])  # fmt: skip
+def test_sizes_are_rounded_half_up(policy, size):
+    """As in the code of the paper's authors. Sizes rounded down, as in earlier versions, are the wrong variant."""
+    images, uniforms = make_inputs(policy, B=4, H=size, W=size)
+    uniforms[0], uniforms[1] = 0.0, 1 - 2**-24
+    found = diff_augment(images, policy, uniforms)
+    torch.testing.assert_close(found, reference_batch(images, uniforms, policy), rtol=1e-12, atol=1e-12)
+    assert (found - reference_batch(images, uniforms, policy, rounded=math.floor)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("size", [32, 64, 128, 256])
+def test_powers_of_two_have_no_rounding(size):
+    """Their results are those of earlier versions, which rounded down."""
+    images, uniforms = make_inputs("translation,cutout", B=1, H=size, W=size)
+    found = diff_augment(images, "translation,cutout", uniforms)
+    assert torch.equal(found, reference_batch(images, uniforms, "translation,cutout", rounded=math.floor))
 
 
 @pytest.mark.parametrize("policy", ["color", "translation", "cutout", ALL])

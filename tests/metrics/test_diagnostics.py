@@ -189,6 +189,31 @@ def test_hints():
     assert hints(CycleOptions) == []
 
 
+@pytest.mark.parametrize(
+    "weight, cycle, is_hinted",
+    [
+        (0.5, 10, True),
+        (1, 5, True),
+        (0.2, 10, True),
+        (1.01, 5, False),
+        (0.5, 4.9, False),
+        (5, 10, False),
+        (0, 10, False),
+    ],
+)
+def test_hint_for_an_identity_weight_of_the_authors_commands(weight, cycle, is_hinted):
+    """Theirs is a factor on lambda, ours the weight."""
+    flags = ["--X=a", "--Y=b", "--use_identity_loss", f"--lambda_identity={weight}", "--use_cycle_consistency_loss"]
+    options = parse_command_line(CycleOptions, "", [*flags, f"--lambda_cycle={cycle}"])
+    hints = give_hints(options, 2000, 5000)
+    assert len(hints) == is_hinted
+    if is_hinted:
+        assert f"which is --lambda_identity {weight * cycle:g} here" in hints[0]
+        assert give_hints(dataclasses.replace(options, lambda_identity=weight * cycle), 2000, 5000) == []
+        assert give_hints(dataclasses.replace(options, use_identity_loss=False), 2000, 5000) == []
+        assert give_hints(dataclasses.replace(options, lambda_identity=None), 2000, 5000) == []
+
+
 def test_limits_of_hints():
     for count, expected in ((999, 1), (1000, 0)):
         assert len(give_hints(VanillaOptions(), count, 5000)) == expected
