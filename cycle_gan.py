@@ -31,10 +31,11 @@ from losses import ADVERSARIAL_LOSSES, CYCLE_LOSSES, gradient_penalty
 from metrics.diagnostics import diagnose_cyclegan, give_hints
 from metrics.evaluation import periodic_evaluation
 from models import build_discriminator, build_translator, forward_together
-from runs.folder import open_run
+from runs.open_run import open_run
 from system.device import set_up
 from system.processes import gather_batch, local_shard
 from system.program import run_main
+from training.initial_weights import load_initial_weights
 from training.loop import Recipe, train
 from training.state import TrainingState
 from training.steps import backward_and_step
@@ -150,14 +151,16 @@ def main(request: CycleOptions) -> int:
     """Train as the command line says; return the exit code."""
     run, options = open_run(request)
     device, precision = set_up(options)
-    data = load_images(options, device)
-    count = grid_columns(options.image_size) ** 2 // 4
-    fixed = {domain: images.preview_images(count) for domain, images in data.items()}
     groups = {"G": ["G_XtoY", "G_YtoX"], "D": ["D_X", "D_Y"]}
     pools = {"X": ImagePool(options.pool_size), "Y": ImagePool(options.pool_size)}
     state = TrainingState.create(build_networks(options), groups, groups["G"], options, device, precision, pools)
+    load_initial_weights(state, run, options)
+    data = load_images(options, device, run.recorded_images)
+    options = options.with_value_ranges([images.value_range for images in data.values()])
+    count = grid_columns(options.image_size) ** 2 // 4
+    fixed = {domain: images.preview_images(count) for domain, images in data.items()}
     generators = {"X2Y": partial(state.generate, "G_XtoY"), "Y2X": partial(state.generate, "G_YtoX")}
-    evaluate = periodic_evaluation(generators, options, device)
+    evaluate = periodic_evaluation(generators, data, options, device)
     draw, diagnose = partial(draw_samples, fixed=fixed), partial(diagnose_cyclegan, fixed=fixed)
     return train(run, state, data, options, Recipe(train_step, draw, diagnose, give_hints, PANELS, evaluate))
 

@@ -3,6 +3,7 @@
     python evaluate.py checkpoints/NAME                       # DCGAN: samples; CycleGAN: translations both ways
     python evaluate.py checkpoints/NAME --checkpoint best     # the best one of training with --eval_every; or 3000
     python evaluate.py checkpoints/NAME photos/others         # against other images than it was trained on
+    python evaluate.py checkpoints/NAME --data new/place      # the images were moved; --X and --Y for a run of these
     python evaluate.py made photos/cats                       # two folders of images
     python evaluate.py checkpoints/NAME --features pixels     # without any network
 
@@ -16,6 +17,7 @@ import sys
 
 from options.command_line import parse_command
 from options.commands import EvaluateOptions
+from options.value_range import read_value_ranges
 
 if __name__ == "__main__":
     OPTIONS = parse_command(EvaluateOptions, __doc__)  # before torch is imported, so that --help answers at once
@@ -28,9 +30,10 @@ import torch
 from generation.trained import Trained, load_trained
 from metrics.evaluation import Comparison, Evaluator, RealImages, load_real_images, make_comparisons
 from metrics.features import Features, UnavailableError, load_features
-from metrics.folders import read_folder
+from metrics.folders import read_folder, read_folders
 from metrics.report import MIN_IMAGES_FOR_FID, MIN_IMAGES_FOR_RECALL, describe, draw_nearest, save_evaluation
 from runs.checkpoints import is_run
+from runs.records import read_images, with_recorded_folders
 from runs.tables import read_metrics
 from system.device import choose_device, tune_malloc
 from system.files import require_writable
@@ -42,24 +45,36 @@ def read_run(options: EvaluateOptions, device: torch.device) -> tuple[Trained, R
     """Return the generators of the run or checkpoint to be measured, and the real images to compare with."""
     where = Path(options.run)
     trained = load_trained(where, options.checkpoint, str(device))
+    if trained.origin is not None:
+        raise UserError(
+            f"{where} is a model of {trained.origin}, so the images that it trained on are not known; translate a "
+            "folder with generate.py translate, and give both folders: evaluate.py TRANSLATED REAL"
+        )
     if options.image_size is not None:
         raise UserError(f"--image_size: the size of a run is fixed, {trained.options.image_size}; leave the flag out")
+    if options.value_range is not None:
+        raise UserError("--value_range: a run keeps the range that it was trained with; leave the flag out")
     if options.reference is None:
-        # Decoded images are kept beside the run, wherever it was when it trained.
-        home = where if where.is_dir() else where.parent
-        home = home.resolve().parent if is_run(home) else home
+        folder = where if where.is_dir() else where.parent
         try:
-            return trained, load_real_images(dataclasses.replace(trained.options, checkpoint_dir=str(home)))
+            of_run = with_recorded_folders(trained.options, folder).with_images(options.moved_images())
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        # Decoded images are kept beside the run, wherever it was when it trained.
+        cached = folder.resolve().parent if is_run(folder) else folder
+        of_run = dataclasses.replace(of_run, checkpoint_dir=str(cached))
+        try:
+            return trained, load_real_images(of_run, read_images(folder, of_run))
         except UserError as error:
             others = "" if trained.is_translator else ", or give other images as REFERENCE"
             raise UserError(f"the images that {where} trained on: {error}{others}") from None
     if trained.is_translator:
         raise UserError(f"REFERENCE: {options.reference} cannot replace both domains of a CycleGAN; leave it out")
-    images = read_folder(options.reference, trained.options.image_size)
+    images = read_folder(options.reference, trained.options.image_size, value_range=trained.options.value_ranges()[0])
     return trained, RealImages({("images", str(Path(options.reference).resolve())): images})
 
 
-def read_folders(options: EvaluateOptions) -> Comparison:
+def compare_folders(options: EvaluateOptions) -> Comparison:
     """Return the images of the two folders to be compared."""
     if not Path(options.run).exists():
         raise UserError(f"{options.run} does not exist; give a run folder, a checkpoint, or a folder of images")
@@ -68,8 +83,8 @@ def read_folders(options: EvaluateOptions) -> Comparison:
     for flag, default in {"checkpoint": "newest", "num_images": None}.items():
         if getattr(options, flag) != default:
             raise UserError(f"--{flag}: {options.run} is not a run; leave the flag out")
-    made = read_folder(options.run, options.image_size, "RUN_OR_FOLDER")
-    real = read_folder(options.reference, options.image_size)
+    folders = {"RUN_OR_FOLDER": options.run, "REFERENCE": options.reference}
+    made, real = read_folders(folders, options.image_size, read_value_ranges(options.value_range)[0])
     if made.shape[1:] != real.shape[1:]:
         raise UserError("--image_size: missing; the images of the two folders differ in size, so give a common one")
     return Comparison("folder", str(Path(options.reference).resolve()), made, real)
@@ -107,7 +122,7 @@ def main(options: EvaluateOptions) -> int:
     if is_run(Path(options.run)):
         trained, real = read_run(options, device)
     else:
-        comparisons = [read_folders(options)]
+        comparisons = [compare_folders(options)]
     features = choose_features(options, device)
 
     # Generate.

@@ -1,11 +1,15 @@
 """Shared helpers: errors, the log, text for users, pixel ranges, grids of images."""
 
+import functools
+import importlib.util
 import io
 import logging
 import math
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,6 +73,25 @@ def all_finite(tensors: Iterable[Any]) -> bool:
 def uniform_to_index(u: Tensor, count: Tensor | int) -> Tensor:
     """Turn numbers in [0, 1) into whole numbers in [0, count). A draw that a device has rounded to 1 stays inside."""
     return (u * count).long().clamp(max=count - 1)
+
+
+@functools.cache
+def import_matplotlib() -> None:
+    """Import matplotlib, without the user's settings if they prevent that, such as a backend that is not installed.
+
+    The program draws to files only, so it needs none of these settings. Settings that work stay as they are: a notebook
+    may draw with them. To be called before an import of matplotlib, or of a package that imports matplotlib.
+    """
+    try:
+        import matplotlib
+    except (ValueError, OSError):  # the backend in MPLBACKEND; a settings file that is unreadable
+        package = importlib.util.find_spec("matplotlib")
+        assert package is not None and package.origin is not None
+        own = Path(package.origin).with_name("mpl-data") / "matplotlibrc"
+        os.environ.update(MPLBACKEND="agg", MATPLOTLIBRC=str(own))
+        for name in [name for name in sys.modules if name.startswith("matplotlib.")]:
+            del sys.modules[name]  # parts of the failed import
+        import matplotlib  # noqa: F401
 
 
 def from_uint8(pixels: Tensor) -> Tensor:

@@ -27,10 +27,11 @@ from losses import ADVERSARIAL_LOSSES, gradient_penalty
 from metrics.diagnostics import diagnose_dcgan, give_hints
 from metrics.evaluation import periodic_evaluation
 from models import build_dc_generator, build_discriminator, forward_together, sample_latents
-from runs.folder import open_run
+from runs.open_run import open_run
 from system.device import set_up
 from system.processes import count_processes, local_shard
 from system.program import run_main
+from training.initial_weights import load_initial_weights
 from training.loop import Recipe, train
 from training.state import TrainingState
 from training.steps import backward_and_step
@@ -101,9 +102,11 @@ def main(request: VanillaOptions) -> int:
     """Train as the command line says; return the exit code."""
     run, options = open_run(request)
     device, precision = set_up(options)
-    data = load_images(options, device)
     state = TrainingState.create(build_networks(options), {"G": ["G"], "D": ["D"]}, ["G"], options, device, precision)
-    evaluate = periodic_evaluation({"z": lambda z: state.generate("G", z)}, options, device)
+    load_initial_weights(state, run, options)
+    data = load_images(options, device, run.recorded_images)
+    options = options.with_value_ranges([images.value_range for images in data.values()])
+    evaluate = periodic_evaluation({"z": lambda z: state.generate("G", z)}, data, options, device)
     recipe = Recipe(train_step, draw_samples, diagnose_dcgan, give_hints, PANELS, evaluate)
     return train(run, state, data, options, recipe)
 

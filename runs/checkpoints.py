@@ -5,12 +5,13 @@ A checkpoint is a dict of tensors and plain types: torch.load(path, weights_only
 
 import io
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from runs.authors_models import find_files, name_of, to_checkpoint, to_our_names
+from runs.file_kinds import unpack
 from system.files import fsync_path, write_bytes
 from utils import LOG, UserError, one_line
 
@@ -25,8 +26,10 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def is_run(where: Path) -> bool:
-    """Whether `where` is a run folder, or a file that may be a checkpoint."""
-    return where.is_file() or (where / "options.json").is_file() or (where.is_dir() and bool(list_checkpoints(where)))
+    """Whether `where` is a run folder, a folder of the CycleGAN authors' models, or a file that may be a checkpoint."""
+    if where.is_file() or (where / "options.json").is_file():
+        return True
+    return where.is_dir() and bool(list_checkpoints(where) or find_files(where))
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -40,29 +43,32 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_file(path: Path, step: int | None = None) -> dict[str, Any]:
-    """Return the content of a checkpoint file, on the CPU.
+    """Return the content of a checkpoint file, or of a generator of the CycleGAN authors as one, on the CPU.
 
     Args:
         step: the iteration in its name.
 
     Raises:
         UserError: a newer program wrote it, or the disk fails.
-        Exception: the file is damaged; torch.load has no single exception for that.
+        Exception: the file is damaged or something else; torch.load has no single exception for that.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); fix this and try again") from None
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:  # torch.load does not verify checksums
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise ValueError(f"{damaged} is damaged")
-    content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    content = _read(path)
+    if not isinstance(content, dict) or "format" not in content:
+        return to_checkpoint({(name := name_of(path)): to_our_names(content, name)})
     if content["format"] > FORMAT:
         raise UserError(f"{path} has format {content['format']}, this program reads {FORMAT}; update it")
     if step not in (None, content["step"]):
         raise ValueError(f"it is of iteration {content['step']}")
     return content
+
+
+def _read(path: Path) -> Any:
+    """Return the content of any file that torch.save wrote. Raises as `read_file`."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); fix this and try again") from None
+    return unpack(data)
 
 
 def _reraise_unless_damaged(error: Exception) -> None:
@@ -93,8 +99,10 @@ def read_newest(folder: Path) -> dict[str, Any] | None:
 def read_checkpoint(where: Path, which: str = "newest") -> dict[str, Any]:
     """Return a checkpoint, on the CPU. Changes nothing.
 
+    Models of the CycleGAN authors become a checkpoint of iteration 0 without optimizers, with the key `origin`.
+
     Args:
-        where: run folder, or a checkpoint file.
+        where: run folder, or a checkpoint file; or a file or folder of models of the CycleGAN authors.
         which: of a run folder: "newest" for the newest readable one, "best" for the one of the best evaluation while
             training, or an iteration.
 
@@ -102,6 +110,10 @@ def read_checkpoint(where: Path, which: str = "newest") -> dict[str, Any]:
         UserError: no such checkpoint, none that is readable, or one of a newer program.
     """
     path = where
+    if where.is_dir() and not list_checkpoints(where):
+        label = "latest" if which == "newest" else which
+        if files := find_files(where, label):
+            return _read_authors_models(files)
     if where.is_dir() and which == "newest":
         content = read_newest(where)
         if content is None:
@@ -122,7 +134,32 @@ def read_checkpoint(where: Path, which: str = "newest") -> dict[str, Any]:
         return read_file(path)
     except Exception as error:
         _reraise_unless_damaged(error)
-        raise UserError(f"{path} is not a readable checkpoint ({one_line(error, 120)}); use another") from None
+        raise UserError(
+            f"{path} is not a readable checkpoint ({one_line(error)}); give a run folder, or a checkpoint from one"
+        ) from None
+
+
+def _read_authors_models(files: dict[str, Path]) -> dict[str, Any]:
+    """Return models of the CycleGAN authors as one checkpoint; a discriminator of another shape than ours is left out.
+
+    Args:
+        files: our name of the network -> file.
+
+    Raises:
+        UserError: a generator cannot be read, or there is none.
+    """
+    networks = {}
+    for name, path in files.items():
+        try:
+            networks[name] = to_our_names(_read(path), name)
+        except Exception as error:
+            _reraise_unless_damaged(error)
+            if name.startswith("G"):
+                raise UserError(f"{path} is not a readable checkpoint ({one_line(error)}); use another") from None
+            LOG.info("%s is left out (%s)", path, one_line(error))
+    if not any(name.startswith("G") for name in networks):
+        raise UserError(f"{next(iter(files.values())).parent} contains no generator; give a folder with net_G_A.pth")
+    return to_checkpoint(networks)
 
 
 def prune_checkpoints(folder: Path, keep: int) -> None:

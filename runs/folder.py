@@ -22,30 +22,25 @@ logs grow line by line; losses.csv and metrics.csv are cut back to the checkpoin
 """
 
 import contextlib
-import dataclasses
-import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
 import torch
 
-from runs.checkpoints import BEST, prune_checkpoints, read_checkpoint, read_newest, write_checkpoint
-from runs.logs import LogFile, RunLogs
+from runs.checkpoints import BEST, list_checkpoints, prune_checkpoints, read_checkpoint, read_newest, write_checkpoint
+from runs.logs import TRACKER, LogFile, RunLogs
 from runs.new_run import clear_unused, default_stem, make_numbered_folder, refuse_taken_name
-from runs.records import describe_changes, describe_environment, read_sessions, why_inexact
+from runs.records import describe_changes, describe_environment, read_images, read_sessions, why_inexact
 from runs.tables import last_logged_step
 from runs.trackers import TRACKERS
 from system.files import make_durable_folder, read_json, write_json
-from system.processes import broadcast, main_process_only, rank, restarts
-from system.program import LineFormatter, set_up_log
+from system.processes import broadcast, main_process_only, rank
+from system.program import LineFormatter
 from utils import LOG, NonFiniteError, UserError
 
 if TYPE_CHECKING:
-    from options.training import CommonOptions, Options
-
-LOCATION_OPTIONS = {"name", "checkpoint_dir", "resume"}  # options that say where a run is
+    from options.common import CommonOptions
 
 
 class Run:
@@ -174,9 +169,14 @@ class Run:
         content = {"script": self.script, "samples": str(samples), "options": options.to_dict()}
         write_json(self.folder / "options.json", content)
 
+    @property
+    def recorded_images(self) -> dict[str, dict[str, Any]] | None:
+        """The images that a resumed run began with, by domain, as data.json lists them; None for a new run."""
+        return None if self._is_new else read_images(self.folder, self._options)
+
     @main_process_only
     def record_data(self, data: dict[str, dict[str, Any]]) -> None:
-        """Write data.json; compare with it instead if the run is resumed.
+        """Write data.json; if the run is resumed, compare with it, and write only in which folders the images are now.
 
         Args:
             data: domain -> what `ImageBatches.describe_data` returns.
@@ -184,12 +184,9 @@ class Run:
         Raises:
             UserError: the images are not those that the run began with.
         """
-        path = self.folder / "data.json"
-        if self._is_new or not path.exists():
+        path, recorded = self.folder / "data.json", self.recorded_images
+        if recorded is None:
             return write_json(path, data)
-        recorded = read_json(path)
-        if not isinstance(recorded, dict) or recorded.keys() != data.keys():
-            raise UserError(f"{path} does not list the images of {', '.join(data)}; restore it, or start a new run")
         for domain, now in data.items():
             changes = describe_changes(recorded[domain], now)
             if changes:
@@ -197,6 +194,29 @@ class Run:
                     f"--resume: the images in {now['folder']} are not those that the run began with: {changes}. "
                     "Restore the original images, or start a new run"
                 )
+        current = {
+            domain: {**recorded[domain], "folder": now["folder"], "test_folder": now["test_folder"]}
+            for domain, now in data.items()
+        }
+        if current != recorded:
+            write_json(path, current)
+
+    @main_process_only
+    def record_moved_images(self) -> None:
+        """Write to options.json which folders the images are in now, if they differ; all else in the file stays."""
+        path = self.folder / "options.json"
+        content, options = read_json(path), self._options
+        folders = {name: getattr(options, name) for name in options.DATA_FLAGS}
+        moved = {name: folder for name, folder in folders.items() if folder != content["options"].get(name)}
+        if moved:
+            write_json(path, {**content, "options": content["options"] | moved})
+            text = ", ".join(f"--{name} {folder}" for name, folder in moved.items())
+            LOG.info("%s now says where the images are: %s", path, text)
+
+    @property
+    def starts_from_the_beginning(self) -> bool:
+        """Whether there is no checkpoint to continue from."""
+        return self._is_new or not list_checkpoints(self.folder)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """Return the newest readable checkpoint, on the CPU, and cut the logs back to its step.
@@ -236,9 +256,9 @@ class Run:
             reason = why_inexact(sessions[-1], now)
             if reason:
                 LOG.info("Note: %s, so results may differ by rounding from an uninterrupted run", reason)
-        tracker = TRACKERS[options.tracker](self.folder, options.to_dict(), self.resumed_step)
-        self._resources.callback(tracker.close)
-        self.logs.tracker = tracker
+        with self.logs.continue_after_errors(TRACKER):
+            self.logs.tracker = TRACKERS[options.tracker](self.folder, options.to_dict(), self.resumed_step)
+        self._resources.callback(self.logs.close_tracker)
 
     @main_process_only
     def save_checkpoint(self, step: int, content: dict[str, Any], is_best: bool = False) -> None:
@@ -250,72 +270,3 @@ class Run:
     def prune_checkpoints(self, keep: int) -> None:
         """Delete all checkpoints older than the newest `keep` readable ones."""
         prune_checkpoints(self.folder, keep)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# New and resumed runs
-
-
-def open_run(request: "Options") -> "tuple[Run, Options]":
-    """Return the run that a command starts or resumes, and its options. Nothing is written before the run is entered.
-
-    A resumed run has its own options, changed by the flags of the command.
-
-    Raises:
-        UserError: a name that is in use, no such run, a run of another script, or a flag that may not differ.
-    """
-    set_up_log()  # also for a `main` that is called from a notebook
-    if request.resume is None and restarts():
-        request = _resume_after_restart(request)
-    if request.resume is None:
-        refuse_taken_name(request)
-        options = request.with_absolute_paths()
-        return Run(options), options
-    folder = Path(request.resume or Path(request.checkpoint_dir) / (request.name or ""))
-    if not os.path.exists(folder) and os.path.exists(Path(request.checkpoint_dir) / folder):
-        folder = Path(request.checkpoint_dir) / folder  # the run was given without its parent
-    try:
-        saved = json.loads((folder / "options.json").read_text(encoding="utf-8"))
-        script, values, samples = saved["script"], saved["options"], saved["samples"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"--resume: {folder} is not a run folder (no readable options.json); use a run such as "
-            f"{Path(request.checkpoint_dir) / 'NAME'}"
-        ) from None
-    if script != request.SCRIPT:
-        raise UserError(f"--resume: {folder} is a run of {script}; use that script")
-    folder = folder.resolve() if folder.name in ("", "..") else folder  # "." and ".." are not names
-    if "name" in request.explicit and request.name != folder.name:
-        raise UserError(f"--name: the run to resume is called {folder.name}, not {request.name}; leave --name out")
-    try:
-        options = type(request).from_dict(values).merge_resume_request(request)
-        # The folder may have been moved or renamed since.
-        location: dict[str, Any] = {"name": folder.name, "checkpoint_dir": str(folder.parent), "resume": str(folder)}
-        options = dataclasses.replace(options, **location).with_absolute_paths()
-        options.check()
-        options.check_combinations()
-    except (ValueError, TypeError) as error:
-        raise UserError(f"--resume {folder}: {error}") from None
-    # A run for which `auto` chose float32 keeps it: it must not lose digits on its way to a newer CPU.
-    sessions = read_sessions(folder)
-    if "amp" not in request.explicit and options.amp == "auto" and sessions:
-        if sessions[-1].get("precision") == "float32":
-            options = dataclasses.replace(options, amp="off")
-    return Run(options, folder, folder / samples), options
-
-
-def _resume_after_restart(request: "Options") -> "Options":
-    """Return the request to resume the run of --name, if this is a restart by torchrun and the run has these options.
-
-    Raises UserError without --name: nothing else tells which run the processes began.
-    """
-    if request.name is None:
-        raise UserError("--name: missing, so torchrun cannot resume the run after a restart; use --resume RUN_FOLDER")
-    folder = Path(request.checkpoint_dir) / request.name
-    if not (folder / "options.json").is_file():
-        return request
-    saved, asked = read_json(folder / "options.json")["options"], request.with_absolute_paths().to_dict()
-    is_same = all(
-        saved.get(name) == asked[name] for name in asked.keys() - LOCATION_OPTIONS - {"amp"}
-    )  # it may be fixed
-    return dataclasses.replace(request, resume=str(folder)) if is_same else request

@@ -1,7 +1,10 @@
 """What a run records while it trains: log.txt, losses.csv, metrics.csv, grids, and a tracker such as TensorBoard."""
 
+import contextlib
 import logging
 import statistics
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,9 @@ from runs.tables import (
 from runs.trackers import Tracker
 from system.files import append, write_bytes
 from system.processes import main_process_only
-from utils import LOG, to_png
+from utils import LOG, NonFiniteError, UserError, one_line, to_png
+
+TRACKER = "the tracker (--tracker)"  # in words for the user
 
 
 class LogFile(logging.Handler):
@@ -55,6 +60,28 @@ class RunLogs:
         self.metrics: list[dict[str, str]] = []
         self.tracker: Tracker | None = None
         self._columns: tuple[str, ...] = ()
+        self._failed: set[str] = set()  # parts whose first error was reported
+
+    @contextlib.contextmanager
+    def continue_after_errors(self, part: str, stop_for: type[Exception] = UserError) -> Iterator[None]:
+        """Let the training continue if the code in this context fails; a warning reports the first error of each part.
+
+        Args:
+            part: what may fail, in words for the user.
+            stop_for: an error that is raised nevertheless, as NonFiniteError always is. UserError: a full disk.
+        """
+        try:
+            yield
+        except (NonFiniteError, stop_for):
+            raise
+        except Exception as error:
+            if part not in self._failed:
+                self._failed.add(part)
+                LOG.warning(
+                    "%s failed (%s: %s). This does not stop the training; further errors of this part are not shown",
+                    part, type(error).__name__, one_line(error),
+                )  # fmt: skip
+                LOG.debug("%s", "".join(traceback.format_exception(error)))
 
     @main_process_only
     def truncate(self, step: int) -> None:
@@ -85,18 +112,20 @@ class RunLogs:
         self.rows.append(
             {name: float(format_cell(value)) for name, value in row.items()}
         )  # as a resumed run reads them
-        if self.tracker is not None:
-            self.tracker.scalars({**{f"losses/{name}": value for name, value in losses.items()}, "lr": lr}, step)
+        with self.continue_after_errors(TRACKER):
+            if self.tracker is not None:
+                self.tracker.scalars({**{f"losses/{name}": value for name, value in losses.items()}, "lr": lr}, step)
 
     def add_metrics(self, step: int, rows: list[dict[str, Any]]) -> bool:
         """Add an evaluation while training to metrics.csv; return whether it is the best so far. Rank 0 only."""
         rows = [{"step": step, "source": "training", **row} for row in rows]
         append_metrics(self.folder, rows)
         self.metrics = read_metrics(self.folder)
-        if self.tracker is not None:
+        with self.continue_after_errors(TRACKER):
             names = ["/".join(filter(None, ("metrics", row["task"], row["split"], row["metric"]))) for row in rows]
             values = {name.replace(" ", "_"): row["value"] for name, row in zip(names, rows, strict=True)}
-            self.tracker.scalars(values, step)
+            if self.tracker is not None:
+                self.tracker.scalars(values, step)
         name, scores = find_scores(self.metrics)
         now = statistics.mean(scores[step].values())
         is_best = all(now < statistics.mean(values.values()) for at, values in scores.items() if at != step)
@@ -111,8 +140,15 @@ class RunLogs:
         """
         first, *rest = name.split("-")
         write_bytes(self.samples / ("-".join([first, f"{step:06d}", *rest]) + ".png"), to_png(grid))
-        if self.tracker is not None:
-            self.tracker.image(name, grid, step)
+        with self.continue_after_errors(TRACKER):
+            if self.tracker is not None:
+                self.tracker.image(name, grid, step)
+
+    def close_tracker(self) -> None:
+        """Let the tracker finish writing, if there is one."""
+        with self.continue_after_errors(TRACKER):
+            if self.tracker is not None:
+                self.tracker.close()
 
     @main_process_only
     def plot_losses(self, panels: dict[str, list[str]]) -> None:
@@ -121,5 +157,7 @@ class RunLogs:
         Args:
             panels: title of each panel -> the losses that it shows.
         """
-        if self.rows:
+        if not self.rows:
+            return
+        with self.continue_after_errors("drawing losses.png"):
             save_losses(self.folder / "losses.png", self.rows, panels, self.folder.name, *find_scores(self.metrics))

@@ -12,7 +12,7 @@ from system.files import fsync_path, read_json, require_writable
 from utils import UserError
 
 if TYPE_CHECKING:
-    from options.training import CommonOptions
+    from options.common import CommonOptions
 
 # The files of a run that failed before its first step; grids of the untrained networks are in samples/.
 _OWN_FILES = re.compile(

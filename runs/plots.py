@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from system.files import write_bytes
+from utils import import_matplotlib
 
 Rows = list[dict[str, float]]
 
@@ -70,6 +71,7 @@ def draw_losses(
         panels: title of each panel -> the losses that it shows, as far as the rows have them.
         score_name, scores: evaluations, step -> task -> value, for a panel of their own.
     """
+    import_matplotlib()
     from matplotlib.figure import Figure  # here, because its import takes a while
 
     known = {name for row in rows for name in row}
@@ -92,10 +94,14 @@ def draw_losses(
 
 def save_losses(path: Path, *arguments: Any) -> None:
     """Draw the losses with `draw_losses(*arguments)`, and write the figure to a PNG file."""
-    figure = draw_losses(*arguments)
+    import_matplotlib()
+    import matplotlib
+
     drawn = io.BytesIO()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), matplotlib.rc_context():
         warnings.filterwarnings("ignore", "Glyph")  # the font may lack letters of the run's name
+        matplotlib.rcdefaults()  # the user's settings may need LaTeX, for example
+        figure = draw_losses(*arguments)
         figure.savefig(drawn, format="png", dpi=100)
     write_bytes(path, drawn.getvalue())
     del figure

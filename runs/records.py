@@ -1,12 +1,13 @@
 """What a run records about its sessions and its images: environment.json and data.json."""
 
+import dataclasses
 import datetime
 import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from PIL import Image
 from system.files import read_json
 from system.processes import count_processes
 from utils import UserError, shorten
+
+if TYPE_CHECKING:
+    from options.common import Options
 
 # What a resumed run must share with the session before to equal an uninterrupted run to the last bit.
 EXACTNESS_KEYS = ("torch", "device", "precision", "cpu", "threads", "processes")
@@ -67,13 +71,50 @@ def why_inexact(before: dict[str, Any], now: dict[str, Any]) -> str:
     return ", ".join(f"{key} changed from {before[key]} to {now[key]}" for key in changes)
 
 
+def read_images(folder: Path, options: "Options") -> dict[str, dict[str, Any]] | None:
+    """Return the images of a run by domain, as data.json lists them; None if there is no such file.
+
+    Args:
+        options: of the run.
+
+    Raises:
+        UserError: the file does not list these domains.
+    """
+    path = folder / "data.json"
+    if not path.exists():
+        return None
+    domains, recorded = {*options.DATA_FLAGS} - {"data"} or {"images"}, read_json(path)
+    kinds = {"train": dict, "test": list, "skipped": dict}
+    try:
+        is_whole = all(isinstance(recorded[name][key], kind) for name in domains for key, kind in kinds.items())
+    except (LookupError, TypeError):
+        is_whole = False
+    if not is_whole:
+        names = ", ".join(sorted(domains))
+        raise UserError(f"{path} does not list the images of {names}; restore it, or start a new run")
+    return recorded
+
+
+def with_recorded_folders(options: "Options", folder: Path) -> "Options":
+    """Return the options of a checkpoint with the folders of images that options.json names: these may be newer.
+
+    Args:
+        folder: the run folder. The options stay as they are if it has no readable options.json of the same script.
+    """
+    try:
+        saved = read_json(folder / "options.json")
+        script, folders = saved["script"], {name: saved["options"][name] for name in options.DATA_FLAGS}
+    except (OSError, UserError, LookupError, TypeError):
+        return options
+    return dataclasses.replace(options, **folders) if script == options.SCRIPT else options
+
+
 def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Return how the images of a domain in data.json differ from those before, "" if they do not."""
+    """Return how the images of a domain differ from those in data.json that the run began with, "" if they do not."""
     old, new = before["train"], now["train"]
     changes = {
-        "new": new.keys() - old.keys(),
         "missing": old.keys() - new.keys(),
         "of another size": {name for name in old.keys() & new.keys() if old[name] != new[name]},
-        "no longer or newly held out": {*before["test"]} ^ {*now["test"]},
+        "missing from the test images": {*before["test"]} - {*now["test"]},
     }
     return ", ".join(f"{len(names)} {how} ({shorten(sorted(names), 3)})" for how, names in changes.items() if names)

@@ -13,7 +13,7 @@ from system.processes import join_processes, local_rank, max_over_processes
 from utils import UserError
 
 if TYPE_CHECKING:
-    from options.training import CommonOptions
+    from options.common import CommonOptions
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 

@@ -6,6 +6,7 @@ import logging
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -80,9 +81,30 @@ def _is_lost_connection(error: Exception) -> bool:
     )
 
 
+def set_handlers(handlers: dict[int, Any]) -> dict[int, Any]:
+    """Set signal handlers, number -> handler; return those that were set before, to be restored in the same way.
+
+    In a thread nothing is set, and the result is empty: Python allows handlers in the main thread only.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) or signal.SIG_DFL for number, handler in handlers.items()}
+
+
 def run_main(main: Callable[[], int], prog: str) -> int:
-    """Call `main` and return the exit code: its own, 2 after a UserError, 3 after NonFiniteError, 130 after Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Call `main` and return the exit code: its own, 2 after a UserError, 3 after NonFiniteError, 130 after Ctrl-C.
+
+    Afterwards Ctrl-C does what it did before; a notebook needs that.
+    """
+    before = set_handlers({signal.SIGINT: signal.default_int_handler})
+    try:
+        return _run_main(main, prog)
+    finally:
+        if signal.SIG_DFL not in before.values():  # `parse_command_line` set it, in place of Python's own handler
+            set_handlers(before)
+
+
+def _run_main(main: Callable[[], int], prog: str) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not be able to show a file name
     set_up_log()
@@ -109,7 +131,7 @@ class StopSignals:
     """Within this context, signals that ask the process to end are recorded in `received` instead.
 
     They are Ctrl-C, SIGTERM, SIGHUP (a terminal closes) and SIGUSR1 (SLURM sends it before it kills a job). Under nohup
-    SIGHUP stays ignored. A second Ctrl-C raises KeyboardInterrupt at once.
+    SIGHUP stays ignored. A second Ctrl-C raises KeyboardInterrupt at once. In a thread nothing is recorded.
     """
 
     NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows has only the first two
@@ -124,12 +146,11 @@ class StopSignals:
         self.received = number
 
     def __enter__(self) -> "StopSignals":
-        for name in self.NAMES:
-            number = getattr(signal, name, None)
-            if number is not None and (name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN):
-                self._before[number] = signal.signal(number, self._record)
+        numbers = {name: getattr(signal, name) for name in self.NAMES if hasattr(signal, name)}
+        if "SIGHUP" in numbers and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+            del numbers["SIGHUP"]
+        self._before = set_handlers(dict.fromkeys(numbers.values(), self._record))
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        set_handlers(self._before)

@@ -2,12 +2,15 @@
 
 import io
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tests.conftest import ROOT
 from utils import (
     all_finite,
     from_uint8,
@@ -95,3 +98,50 @@ def test_uniform_numbers_become_indices():
     assert len(counts) == 5 and counts.min() > 0.9 * 4000
     assert uniform_to_index(torch.tensor([0.0, 1 - 2**-24, 1.0]), 5).tolist() == [0, 4, 4]
     assert uniform_to_index(torch.tensor([0.0, 0.5, 0.999]), torch.tensor([1, 2, 3])).tolist() == [0, 1, 2]
+
+
+# Imports what draws, and what imports matplotlib to compute an SSIM; draws; then imports what a notebook draws with.
+DRAW = """
+import io, sys
+from utils import import_matplotlib
+import_matplotlib()
+from torchmetrics.functional.image import structural_similarity_index_measure
+from runs.plots import draw_losses
+draw_losses([{"step": 1, "G": 1.0}], {"": ["G"]}, "run").savefig(io.BytesIO())
+import matplotlib.pyplot
+print("drawn", matplotlib.rcParams["lines.linewidth"])
+"""
+
+
+def draw_with(settings: dict[str, str], code: str = DRAW) -> subprocess.CompletedProcess:
+    env = {**os.environ, **settings}
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.faults
+def test_settings_of_matplotlib_that_are_broken_are_left_out(tmp_path):
+    """A backend that is not installed, as in Jupyter and Colab; a settings file that is not text."""
+    (tmp_path / "matplotlibrc").write_bytes(b"\xff\xfe")
+    broken = {"MPLBACKEND": "not_installed", "MPLCONFIGDIR": str(tmp_path)}
+    done = draw_with(broken)
+    assert done.returncode == 0 and done.stdout == "drawn 1.5\n", done.stderr
+    control = draw_with(broken, "import matplotlib")
+    assert control.returncode == 1 and "UnicodeDecodeError" in control.stderr
+    control = draw_with({"MPLBACKEND": "not_installed"}, "import matplotlib")
+    assert control.returncode == 1 and "not a valid value for backend" in control.stderr
+
+
+def test_settings_of_matplotlib_that_work_are_left_to_the_user(tmp_path):
+    """A notebook may draw with them. A folder that cannot be written to does not matter."""
+    (tmp_path / "matplotlibrc").write_text("lines.linewidth: 7\n")
+    working = {"MPLBACKEND": "svg", "MATPLOTLIBRC": str(tmp_path), "MPLCONFIGDIR": "/dev/null/x", "HOME": "/dev/null"}
+    done = draw_with(working, DRAW + "print(matplotlib.get_backend())")
+    assert done.returncode == 0 and done.stdout == "drawn 7.0\nsvg\n", done.stderr
+
+
+@pytest.mark.parametrize("path", ["losses.py", "metrics/distances.py", "runs/plots.py"])
+def test_whoever_imports_matplotlib_is_prepared(path):
+    """The files that import matplotlib, or torchmetrics, which does."""
+    text = (ROOT / path).read_text()
+    first = min(text.index(words) for words in ("from matplotlib", "from torchmetrics") if words in text)
+    assert "    import_matplotlib()" in text[:first]

@@ -14,14 +14,14 @@ from runs.folder import Run
 from system.processes import count_processes, describe_launch, max_over_processes, rank
 from system.program import StopSignals
 from system.progress import PLAIN_PROGRESS_INTERVAL, ProgressBar
-from training.schedule import LR_POLICIES
+from training.schedule import LR_POLICIES, describe_rate_change
 from training.state import TrainingState
 from training.steps import StepRunner
-from utils import LOG, count_parameters, grid_columns, image_grid, printable
+from utils import LOG, NonFiniteError, count_parameters, grid_columns, image_grid, printable
 
 if TYPE_CHECKING:
     from data_loader import ImageBatches
-    from options.training import CommonOptions
+    from options.common import CommonOptions
 
 
 class Recipe(NamedTuple):
@@ -59,7 +59,7 @@ def train(
         if not _restore_and_announce(run, state, data, options, recipe, total):
             return 0
         stopped_by = _Loop(run, state, data, options, recipe, total).take_steps()
-        _summarize(run, state, options.tracker, total, stopped_by)
+        _summarize(run, state, options, total, stopped_by)
     return 128 + stopped_by if stopped_by else 0
 
 
@@ -83,7 +83,10 @@ def _restore_and_announce(
     if state.step >= total:
         if rank() == 0:
             text = f"{run.folder} has already reached iteration {state.step}; use a larger --train_iters to continue"
+            if options.lr_policy != "constant":
+                text += f", which raises the learning rate again, or start a new run with --init_from {run.folder}"
             print(printable(text))  # not in log.txt: a run that has ended stays as it is
+        run.record_moved_images()
         return False
     run.begin_session(options, state.device, state.precision.name)
 
@@ -94,6 +97,8 @@ def _restore_and_announce(
     if checkpoint is None:
         for hint in recipe.give_hints(options, min(map(len, data.values())), total):
             LOG.info("Hint: %s", hint)
+        for note in state.notes:
+            LOG.info("%s", note)
     if count_processes() > 1:
         LOG.info("%d processes share each batch of %d", count_processes(), options.batch_size)
         if options.norm == "batch":
@@ -112,9 +117,29 @@ def _restore_and_announce(
         for domain, images in data.items():
             name = "real" if len(data) == 1 else f"real-{domain}"
             run.logs.save_grid(name, 0, image_grid(images.preview(columns**2), columns))
+    if checkpoint is not None:
+        _announce_rate(run, state, data, options, checkpoint["options"], total)
     start = f", from {state.step}" if state.step else ""
     LOG.info("Training to iteration %d in %s%s", total, run.folder, start)
     return True
+
+
+def _announce_rate(
+    run: Run,
+    state: TrainingState,
+    data: "dict[str, ImageBatches]",
+    options: "CommonOptions",
+    saved: dict[str, Any],
+    total: int,
+) -> None:
+    """Say how the learning rate changes if the length is no longer that of the options in the checkpoint."""
+    length = saved["train_iters"] or next(iter(data.values())).iterations(saved["num_epochs"])
+    change = describe_rate_change(options, state.step, length, total)
+    if change:
+        LOG.warning(
+            "%s. Alternatively start a new run from these weights, with any --lr_policy (constant is the default): "
+            "%s --init_from %s ...", change, _describe_script(run), shlex.quote(str(run.folder)),
+        )  # fmt: skip
 
 
 class _Loop:
@@ -142,7 +167,7 @@ class _Loop:
         state, options = self.state, self.options
         stopped_by = 0
         with StopSignals() as stop, self.bar:
-            # Show what the untrained networks generate.
+            # Show what the networks generate before their first step.
             if state.step == 0:
                 self.draw()
 
@@ -198,7 +223,10 @@ class _Loop:
 
     def warn(self) -> None:
         """Warn about problems, about each kind once per run."""
-        problems = self.recipe.diagnose(self.state, self.options, self.run.logs.rows) if rank() == 0 else {}
+        problems: dict[str, str] = {}
+        if rank() == 0:
+            with self.run.logs.continue_after_errors("the search for problems"):
+                problems = self.recipe.diagnose(self.state, self.options, self.run.logs.rows)
         for kind, text in problems.items():
             if kind not in self.state.warned:
                 LOG.warning("iteration %d: %s", self.state.step, text)
@@ -207,7 +235,10 @@ class _Loop:
     def evaluate(self) -> None:
         """Evaluate what the networks generate now, and keep the best."""
         self.state.check_finite()
-        rows = self.recipe.evaluate() if self.recipe.evaluate is not None else []
+        rows: list[dict[str, Any]] = []
+        if self.recipe.evaluate is not None:
+            with self.run.logs.continue_after_errors("the evaluation (--eval_every)", stop_for=NonFiniteError):
+                rows = self.recipe.evaluate()
         is_best = bool(rows) and self.run.logs.add_metrics(self.state.step, rows)
         if max_over_processes(int(is_best), self.state.device):
             self.save(is_best=True)
@@ -224,11 +255,17 @@ class _Loop:
             self.run.prune_checkpoints(self.options.keep_checkpoints)
 
 
-def _summarize(run: Run, state: TrainingState, tracker: str, total: int, stopped_by: int) -> None:
-    """Say where everything is and how to continue."""
+def _describe_script(run: Run) -> str:
+    """Return the command that starts the script of a run, without options."""
     script = sys.argv[0] if os.path.basename(sys.argv[0]) == run.script else run.script
     launch = "python" if count_processes() == 1 else describe_launch()
-    resume = f"{launch} {shlex.quote(script)} --resume {shlex.quote(str(run.folder))}"
+    return f"{launch} {shlex.quote(script)}"
+
+
+def _summarize(run: Run, state: TrainingState, options: "CommonOptions", total: int, stopped_by: int) -> None:
+    """Say where everything is and how to continue."""
+    command, folder = _describe_script(run), shlex.quote(str(run.folder))
+    resume = f"{command} --resume {folder}"
     if stopped_by:
         name = signal.Signals(stopped_by).name
         LOG.info("Stopped by %s at iteration %d of %d. Resume with:", name, state.step, total)
@@ -237,6 +274,10 @@ def _summarize(run: Run, state: TrainingState, tracker: str, total: int, stopped
     plot = f" and {run.folder / 'losses.png'}" if run.logs.rows else ""
     LOG.info("Finished %d iterations: %s", total, run.folder)
     LOG.info("    results    %s%s", run.samples, plot)
-    if tracker == "tensorboard":
+    if options.tracker == "tensorboard":
         LOG.info("    compare    tensorboard --logdir %s", shlex.quote(str(run.folder.parent)))
-    LOG.info("    continue   %s --train_iters %d", resume, 2 * total)
+    if options.lr_policy == "constant":
+        LOG.info("    continue   %s --train_iters %d", resume, 2 * total)
+    else:  # a longer schedule would raise the learning rate again
+        LOG.info("    continue   %s --init_from %s ... (a new run with these weights: the learning rate of this run "
+                 "has fallen)", command, folder)  # fmt: skip

@@ -16,7 +16,7 @@ from system.processes import average_over_processes
 from utils import NonFiniteError, UserError, all_finite, one_line
 
 if TYPE_CHECKING:
-    from options.training import CommonOptions
+    from options.common import CommonOptions
 
 
 @dataclass
@@ -34,6 +34,7 @@ class TrainingState:
         sums: sum of each loss since the last row of losses.csv, on the device.
         counts: number of steps in each sum: a loss need not be computed in every step.
         warned: warnings already shown (each is shown once per run).
+        notes: lines for the log when the run begins. Not in checkpoints.
     """
 
     networks: dict[str, nn.Module]
@@ -46,6 +47,7 @@ class TrainingState:
     sums: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     warned: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @classmethod
     def create(
@@ -151,9 +153,10 @@ class TrainingState:
         """Return the output of a sampling network in eval mode."""
         network = self.sampling_network(name)
         was_training = network.training
-        outputs = network.eval()(inputs)
-        network.train(was_training)
-        return outputs
+        try:
+            return network.eval()(inputs)
+        finally:  # also after an error, such as too little memory: the training may continue
+            network.train(was_training)
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:

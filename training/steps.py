@@ -13,7 +13,7 @@ from training.state import TrainingState
 from utils import LOG, UserError, one_line
 
 if TYPE_CHECKING:
-    from options.training import CommonOptions
+    from options.common import CommonOptions
 
 Losses = dict[str, Tensor]
 

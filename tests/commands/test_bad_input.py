@@ -47,10 +47,13 @@ MISTAKES = {
     "policy": (["--use_diffaug=colour"], ["--use_diffaug", "colour", "color,translation,cutout"]),
     "fp16 on a CPU": (["--amp=fp16"], ["--amp", "fp16", "bf16"]),
     "hold out all": (["--test_split=0.99"], ["--test_split", "0.99", "smaller"]),
-    "home of an unknown user": (["--data=~nobody"], ["--data", "~nobody", "give the folder"]),
+    "home of an unknown user": (["--data=~no-such-user"], ["--data", "~no-such-user", "give the folder"]),
     "long name of images": (["--data=" + 300 * "x"], ["--data: there is no folder xxx"]),
     "long name of features": (["--eval_every=1", "--features=" + 300 * "x"], ["--features: there is no file xxx"]),
-    "features in the home of an unknown user": (["--eval_every=1", "--features=~nobody"], ["--features", "~nobody"]),
+    "features in the home of an unknown user": (
+        ["--eval_every=1", "--features=~no-such-user"],
+        ["--features", "~no-such-user"],
+    ),
     "batch too large for the memory": (["--batch_size=1000000000"], ["out of memory", "lower --batch_size"]),
     "network too large for the memory": (["--conv_dim=1000000000"], ["out of memory", "width of the networks"]),
     "long name": (["--name=" + 128 * "ü"], ["--name: üü", "too long", "another name"]),
@@ -163,7 +166,7 @@ def test_resume_after_the_images_changed(finished, photos, capsys):
     before = snapshot(finished)
     assert resume(f"--resume={finished}", "--train_iters=3") == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "1 new (33.png), 1 missing (3.png). Restore" in err
+    assert err.count("\n") == 1 and "the run began with: 1 missing (3.png). Restore" in err
     assert snapshot(finished) == before
 
 
@@ -173,7 +176,7 @@ def test_resume_after_the_test_images_changed(domains, tmp_path, capsys):
     assert train(*flags, script="cycle_gan.py") == 0
     (domains / "testB" / "1.png").rename(domains / "testB" / "9.png")
     assert resume(f"--resume={tmp_path / 'run'}", "--train_iters=2", script="cycle_gan.py") == 2
-    assert "2 no longer or newly held out (1.png, 9.png). Restore" in capsys.readouterr().err
+    assert "1 missing from the test images (1.png). Restore" in capsys.readouterr().err
 
 
 def test_resume_from_another_folder(domains, tmp_path, monkeypatch):
@@ -192,7 +195,8 @@ def test_resume_with_flags_that_contradict_the_options_of_the_run(domains, tmp_p
     assert train(*flags, "--train_iters=1", script="cycle_gan.py") == 0
     before = snapshot(tmp_path / "run")
     assert resume(f"--resume={tmp_path / 'run'}", f"--data={domains}", "--train_iters=2", script="cycle_gan.py") == 2
-    assert "beside --X or --Y" in capsys.readouterr().err and snapshot(tmp_path / "run") == before
+    expected = "--data: the images of this run are given by --X and --Y; use --X and --Y instead"
+    assert expected in capsys.readouterr().err and snapshot(tmp_path / "run") == before
 
 
 def test_resume_after_the_images_moved(domains, tmp_path, capsys):
@@ -216,7 +220,7 @@ def test_the_images_that_differ_are_named(photos, tmp_path, capsys):
     (photos / "0.png").rename(photos / "new.png")
     (photos / "1.png").write_bytes((photos / "2.png").read_bytes())
     assert resume(f"--resume={tmp_path / 'run'}", "--train_iters=2") == 2
-    expected = "began with: 1 new (new.png), 1 missing (0.png), 1 of another size (1.png). Restore the original images"
+    expected = "began with: 1 missing (0.png), 1 of another size (1.png). Restore the original images"
     assert expected in capsys.readouterr().err
 
 

@@ -340,6 +340,16 @@ MISTAKES = {
         ["--inception_weights", "pixels"],
     ),
     "device": (["{w}/dcgan", "--device=gpu"], ["--device", "gpu", "choose from auto"]),
+    "X of a DCGAN": (["{w}/dcgan", "--X={w}/photos"], ["--X: the images of this run are given by --data; use --data"]),
+    "X of --data": (["{w}/cyclegan", "--X={w}/domains/trainA"], ["--X: the images of this run are given by --data"]),
+    "X of toy cats": (["{w}/toys", "--X={w}/cats/trainA"], ["--X: the images of this run are given by --data"]),
+    "data and reference": (["{w}/dcgan", "{w}/others", "--data={w}/photos"], ["--data", "beside REFERENCE"]),
+    "data of two folders": (["{w}/photos", "{w}/others", "--data={w}/photos"], ["--data", "beside REFERENCE"]),
+    "data that does not exist": (["{w}/dcgan", "--data={w}/nowhere"], ["--data: there is no folder", "nowhere"]),
+    "other images as data": (
+        ["{w}/cyclegan/checkpoint-000002.pt", "--data={w}/cats"],
+        ["--data: none of the 10 images that the run trained on is in", "trainA (first: 0.png); give the folder"],
+    ),
     "out": (["{w}/dcgan", "--out={w}/file.txt"], ["--out", "file.txt"]),
     "flag": (["{w}/dcgan", "--feature=pixels"], ["--feature", "did you mean --features"]),
 }
@@ -380,6 +390,123 @@ def test_as_a_command(workspace, tmp_path):
     assert done.returncode == 0 and "kernel distance" in done.stdout, done.stderr
     manual = command(PROJECT / "evaluate.py", "--help")
     assert manual.returncode == 0 and "python evaluate.py checkpoints/NAME" in manual.stdout
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Images that moved or changed after training
+
+
+@pytest.fixture
+def trained(workspace, tmp_path):
+    """A function that copies a run and its images, and tells the copy of the run about the copy of the images."""
+
+    def copy(run: str, images: str) -> tuple[Path, Path]:
+        shutil.copytree(workspace / images, tmp_path / images)
+        shutil.copytree(workspace / run, tmp_path / run)
+        path = tmp_path / run / "options.json"
+        path.write_text(path.read_text().replace(str(workspace / images), str(tmp_path / images)))
+        return tmp_path / run, tmp_path / images
+
+    return copy
+
+
+def numbers(*arguments, out: Path) -> list[tuple]:
+    """Evaluate into the folder `out`, and return all that was measured."""
+    assert call(*arguments, f"--out={out}") == 0
+    return [tuple(row.values()) for row in rows_of(out)]
+
+
+@pytest.mark.parametrize("run, images", [("dcgan", "photos"), ("cyclegan", "domains"), ("toys", "cats")])
+def test_images_that_moved(run, images, trained, tmp_path, capsys):
+    """The message names a flag that exists; with this flag, and without it after a resume, the numbers are the same."""
+    folder, place = trained(run, images)
+    expected = numbers(folder, out=tmp_path / "before")
+    place.rename(tmp_path / "moved")
+    assert call(folder) == 2
+    err = capsys.readouterr().err
+    assert "--data: there is no folder" in err and "give the folder of the images" in err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert numbers(folder, "--data=moved", out=tmp_path / "moved-images") == expected
+    assert numbers(folder / "checkpoint-000004.pt", f"--data={tmp_path / 'moved'}", out=tmp_path / "file") == expected
+    script = "vanilla_gan.py" if run == "dcgan" else "cycle_gan.py"
+    assert resume(f"--resume={folder}", f"--data={tmp_path / 'moved'}", script=script) == 0
+    assert numbers(folder, out=tmp_path / "resumed") == expected, "the new place is in options.json"
+    assert numbers(folder / "checkpoint-000004.pt", out=tmp_path / "resumed-file") == expected
+
+
+def test_one_of_two_folders_moved(workspace, tmp_path, capsys):
+    domains = shutil.copytree(workspace / "domains", tmp_path / "domains")
+    flags = [f"--X={domains / 'trainA'}", f"--Y={domains / 'trainB'}", f"--checkpoint_dir={tmp_path}", "--name=run"]
+    assert train(*flags, "--train_iters=1", script="cycle_gan.py") == 0
+    expected = numbers(tmp_path / "run", out=tmp_path / "before")
+    (domains / "trainB").rename(tmp_path / "moved")
+    assert call(tmp_path / "run") == 2 and "--Y: there is no folder" in capsys.readouterr().err
+    assert numbers(tmp_path / "run", f"--Y={tmp_path / 'moved'}", out=tmp_path / "after") == expected
+    assert call(tmp_path / "run", f"--data={domains}") == 2
+    assert "--data: the images of this run are given by --X and --Y" in capsys.readouterr().err
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("split", ["testA", "--test_split"])
+def test_the_split_of_a_run_stays_when_images_are_added(split, workspace, tmp_path, capsys):
+    """The numbers stay the same. Control: without data.json the split is drawn again, with other numbers."""
+    domains = shutil.copytree(workspace / "domains", tmp_path / "domains")
+    flags = [f"--data={domains}", f"--checkpoint_dir={tmp_path}", "--name=run", "--train_iters=1"]
+    flags += ["--test_split=0.4"] if split == "--test_split" else []
+    (domains / "trainB" / "bad.png").write_text("not an image")
+    assert train(*flags, script="cycle_gan.py") == 0
+    run = tmp_path / "run"
+    expected = numbers(run, out=tmp_path / "before")
+    for name in ("trainA/30.png", "trainA/00.png", "trainA/99.png", "trainB/05.png", "testB/1x.png"):
+        make_photo((44, 44), 77).save(domains / name)
+    capsys.readouterr()
+    assert numbers(run, out=tmp_path / "after") == expected
+    out = capsys.readouterr().out
+    counts = [
+        line.rpartition(": ")[2] for line in out.splitlines() if "added since the run began, which are not" in line
+    ]
+    assert counts == (["3", "1"] if split == "--test_split" else ["3", "2"]), "bad.png is known; one line per domain"
+    assert "has changed since" not in out
+    (run / "data.json").unlink()
+    assert numbers(run, out=tmp_path / "again") != expected
+
+
+def test_images_that_changed_or_are_missing_are_named(trained, tmp_path, capsys):
+    folder, place = trained("cyclegan", "domains")
+    (place / "trainA" / "1.png").unlink()
+    (place / "trainA" / "2.png").write_text("no longer an image")
+    (place / "trainA" / "3.png").write_bytes((place / "trainA" / "4.png").read_bytes())
+    (place / "testB" / "0.png").unlink()
+    assert call(folder, f"--out={tmp_path / 'out'}") == 0
+    first, second = [
+        line for line in capsys.readouterr().out.splitlines() if "has changed since the run trained" in line
+    ]
+    assert "2 missing (1.png, 2.png), 1 of another size (3.png). The images that are there are measured" in first
+    assert "1 missing from the test images (0.png). " in second
+    sizes = {(row["task"], row["split"]): (row["generated"], row["reference"]) for row in rows_of(tmp_path / "out")}
+    assert sizes["X2Y", "train"] == ("8", "7") and sizes["X2Y", "test"] == ("3", "2")
+    for path in place.glob("trainB/[1-9].png"):
+        path.unlink()
+    assert call(folder) == 2
+    assert "trainB: at least 2 readable images are needed, 1 found; add the others" in capsys.readouterr().err
+
+
+def test_toy_cats_without_a_partner_are_not_compared_with_the_truth(trained, tmp_path, capsys):
+    folder, place = trained("toys", "cats")
+    (place / "testA" / "001.png").unlink()
+    assert call(folder, f"--out={tmp_path / 'out'}") == 0
+    assert "L1 to truth" not in values(rows_of(tmp_path / "out"))
+
+
+def test_test_images_of_a_dcgan_do_not_matter_here(photos, tmp_path, capsys):
+    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--name=run", "--train_iters=1", "--test_split=0.3"]
+    assert train(*flags) == 0
+    held_out = json.loads((tmp_path / "run" / "data.json").read_text())["images"]["test"]
+    (photos / held_out[0]).unlink()
+    assert call(tmp_path / "run") == 0
+    assert "has changed" not in capsys.readouterr().out
+    assert {row["reference"] for row in rows_of(tmp_path / "run")} == {"7"}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +14,12 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
 
+import dataset
 import evaluate
 import generate
 from images import sources
@@ -57,6 +60,8 @@ def project(checkout):
         "data/apple2orange/trainB",
         "data/apple2orange/testA",
         "data/apple2orange/testB",
+        "data/horse2zebra/trainA",
+        "data/horse2zebra/trainB",
         "data/summer2winter_yosemite/trainA",
         "data/summer2winter_yosemite/trainB",
         "data/gan-getting-started/monet_jpg",
@@ -66,6 +71,9 @@ def project(checkout):
         for i in range(6):
             make_photo((40, 40), i).save(checkout / folder / f"{i}.png")
     make_photo((40, 30), 0).save(checkout / "photos/apple.jpg")
+    (checkout / "photos/album").mkdir()
+    for name in ("album/1.jpg", "me-1.jpg", "me-2.jpg"):  # a real face
+        shutil.copy(Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg", checkout / "photos" / name)
     frames = (Frame(i, 1, np.asarray(make_photo((40, 30), i))) for i in range(4))
     write_video(checkout / "photos/film.mp4", frames, Fraction(25), Fraction(1, 25))
     return checkout
@@ -123,9 +131,9 @@ def run_here(line: str, project: Path) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def results(project):
     """Command -> its result. Processes of their own, two at a time where no command needs the other's run, are for
-    commands without a flag, torchrun, one resumed training, the benchmark, a module, and the lists of presets.
+    commands without a flag, torchrun, dataset.py, one resumed training, the benchmark, a module, and the lists.
     """
-    is_apart = re.compile(r"\S+ \S+$|.*(list$|torchrun |benchmarks/| -m )").match
+    is_apart = re.compile(r"\S+ \S+$|.*(list$|torchrun |benchmarks/| -m |dataset\.py )").match
     apart = [line for line in COMMANDS if is_apart(line)]
     resumed_apart = "python vanilla_gan.py --resume checkpoints/my-cats"
     assert resumed_apart in COMMANDS
@@ -168,6 +176,7 @@ def test_quick_start_lines():
 def test_flags_and_presets_exist():
     calls = [(script, page) for script in TINY for page in ("--help", "--preset=list")]
     calls += [("evaluate.py", "--help"), *(("generate.py", name, "--help") for name in generate.OPTIONS_OF)]
+    calls += [("dataset.py", name, "--help") for name in dataset.OPTIONS_OF]
     with ThreadPoolExecutor(2) as pool:
         help_text = "".join(pool.map(lambda call: command(ROOT / call[0], *call[1:]).stdout, calls))
     others = {

@@ -31,8 +31,8 @@ from torch import nn
 import training.loop
 from images import sources
 from images.toy_cats import check_size
+from options.common import CommonOptions
 from options.fields import MAX_INT, option_fields
-from options.training import CommonOptions
 from tests.conftest import MODULES, OPTIONS, ROOT, TINY, make_domains, resume
 
 SECONDS = 60.0  # the time limit of a tiny run
@@ -120,7 +120,7 @@ _GARBAGE = [
     "a\nb",
     "\t",
     "~",
-    "~nobody",
+    "~no-such-user",
     "\udcff",
     "日本",
     "x" * 300,
@@ -311,7 +311,7 @@ def find_fault(workspace: Workspace, parts: list[Part], seconds: float = SECONDS
             mock.patch.object(sources, "DATA_ROOT", workspace.folder / "data"),
             mock.patch.object(sources, "ensure_toy_cats", lambda root, size: check_size(size) or workspace.domains),
             mock.patch.object(nn.Module, "compile", lambda self: None),  # takes a minute for each
-            mock.patch.dict(os.environ, {"WANDB_MODE": "disabled"}),
+            mock.patch.dict(os.environ, {"WANDB_MODE": "disabled", "HOME": str(workspace.case / "home")}),
             mock.patch.multiple(training.loop, grid_columns=small_grid),
             mock.patch.multiple(MODULES[workspace.script], grid_columns=small_grid),
             warnings.catch_warnings(),

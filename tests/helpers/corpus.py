@@ -162,14 +162,16 @@ def _(folder: Path) -> Expected:
     save(folder / "x.png", values)
     save(folder / "y.tif", values)
     gray = np.repeat((values / 257).round().astype(np.uint8)[:, :, None], 3, axis=2)
-    return Expected({"x.png": gray, "y.tif": gray}, tolerance=0.01)
+    line = "^2 images have more than 8 bits: values 0 to 65535 become 0 to 255"
+    return Expected({"x.png": gray, "y.tif": gray}, tolerance=0.01, line=line)
 
 
 @kind("float TIFF")
 def _(folder: Path) -> Expected:
     values = np.linspace(0, 1, SIZE**2, dtype=np.float32).reshape(SIZE, SIZE)
     save(folder / "x.tif", values)
-    return Expected({"x.tif": np.repeat((values * 255).round().astype(np.uint8)[:, :, None], 3, axis=2)})
+    gray = np.repeat((values * 255).round().astype(np.uint8)[:, :, None], 3, axis=2)
+    return Expected({"x.tif": gray}, line="^1 image has more than 8 bits: values 0 to 1 become 0 to 255")
 
 
 @kind("1-bit")

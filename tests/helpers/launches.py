@@ -16,7 +16,7 @@ ITERATIONS = 200
 PROGRAM = """
 import sys
 sys.path.insert(0, {root!r})
-import runs.folder
+import runs.open_run
 import vanilla_gan
 from options import VanillaOptions, parse_command_line
 from system.processes import rank, restarts
@@ -28,7 +28,7 @@ sys.exit(run_main(lambda: vanilla_gan.main(options), VanillaOptions.SCRIPT))
 
 # For the control: after a restart the processes do not look for the run.
 FORGETS = """
-runs.folder._resume_after_restart = lambda request: request
+runs.open_run._resume_after_restart = lambda request: request
 """
 
 # The second process fails at its eighth step, unless it was restarted.

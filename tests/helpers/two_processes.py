@@ -26,6 +26,7 @@ CASES = {
     "sums": ("vanilla_gan.py", ["--log_step=3", "--checkpoint_every=1"]),
     "streamed": ("vanilla_gan.py", ["--cache_gb=0", "--num_workers=2"]),
     "penalties": ("vanilla_gan.py", ["--r1_gamma=1", "--r2_gamma=1", "--penalty_every=2"]),
+    "initial": ("vanilla_gan.py", ["--init_from={root}/vanilla-one", "--seed=12"]),
     "cycle": ("cycle_gan.py", ["--pool_size=5", "--use_cycle_consistency_loss", "--use_identity_loss"]),
 }
 
@@ -34,6 +35,7 @@ def run(name: str, root: Path, *flags: str) -> int:
     """Train one case of CASES in the folder root/name; return the exit code."""
     script, own = CASES[name.partition("-")[0]]
     data = root / ("photos" if script == "vanilla_gan.py" else "domains")
+    own = [flag.format(root=root) for flag in own]
     flags = [*TINY[script], *COMMON, *own, f"--data={data}", f"--checkpoint_dir={root}", f"--name={name}", *flags]
     return MODULES[script].main(parse_command_line(OPTIONS[script], "", flags))
 

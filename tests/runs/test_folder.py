@@ -9,11 +9,13 @@ import torch
 
 import runs.folder
 import runs.new_run
+import runs.open_run
 import vanilla_gan
 from options import parse_command_line
 from options.training import VanillaOptions
 from runs.checkpoints import FORMAT, list_checkpoints
-from runs.folder import Run, open_run
+from runs.folder import Run
+from runs.open_run import open_run
 from runs.records import read_sessions
 from tests.conftest import TINY, assert_same, resume, train
 from utils import LOG, UserError
@@ -199,7 +201,7 @@ def test_an_unwritable_parent(tmp_path):
 @pytest.fixture
 def restarted(monkeypatch):
     """Let this process look like one that torchrun has started again."""
-    monkeypatch.setattr(runs.folder, "restarts", lambda: 1)
+    monkeypatch.setattr(runs.open_run, "restarts", lambda: 1)
 
 
 def test_a_restart_resumes_the_run_of_its_name(restarted, tmp_path):
@@ -235,7 +237,7 @@ def test_a_run_that_was_resumed_is_found_after_another_restart(tmp_path, monkeyp
     """A resumed run may have fixed its precision; the command of torchrun still says `auto`."""
     request = VanillaOptions(checkpoint_dir=str(tmp_path), data="x/cats", name="x")
     make_folder(tmp_path, name="x", amp="off", resume=None)
-    monkeypatch.setattr(runs.folder, "restarts", lambda: 2)
+    monkeypatch.setattr(runs.open_run, "restarts", lambda: 2)
     run, _ = open_run(request)
     assert run.folder == tmp_path / "x" and not run._is_new
     run, _ = open_run(dataclasses.replace(request, lr=0.1, name="y"))

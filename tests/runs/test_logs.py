@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from options.training import VanillaOptions
-from runs.folder import Run, open_run
+from runs.folder import Run
+from runs.open_run import open_run
 from runs.tables import METRICS, append_metrics, find_scores, last_logged_step, read_metrics
 from system.program import set_up_log
-from utils import LOG, UserError
+from utils import LOG, NonFiniteError, UserError
 
 CPU = torch.device("cpu")
 
@@ -128,3 +129,23 @@ def test_metrics_with_other_columns_are_refused(tmp_path):
         with pytest.raises(UserError, match=r"metrics.csv has other columns than this program writes; move it away"):
             call()
     assert (tmp_path / "metrics.csv").read_text() == "a,b\n1,2\n"
+
+
+@pytest.mark.faults
+def test_an_error_is_reported_once_for_each_part(new_run, capsys):
+    logs = new_run.logs
+    for part in ("the plot", "the tracker", "the plot"):
+        with logs.continue_after_errors(part):
+            raise KeyError("x")
+    out = capsys.readouterr().out
+    assert [line.partition(" failed")[0] for line in out.splitlines()] == ["Warning: the plot", "Warning: the tracker"]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("error", [UserError("a full disk"), NonFiniteError("G"), KeyboardInterrupt(), SystemExit(3)])
+def test_errors_that_end_a_training_as_ever(new_run, error, capsys):
+    with pytest.raises(type(error)), new_run.logs.continue_after_errors("the plot"):
+        raise error
+    with pytest.raises(NonFiniteError), new_run.logs.continue_after_errors("the plot", stop_for=NonFiniteError):
+        raise NonFiniteError("G")
+    assert capsys.readouterr().out == ""

@@ -4,6 +4,7 @@ import gc
 import warnings
 import weakref
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -12,7 +13,8 @@ from torch import nn
 
 import runs.logs
 from runs.plots import draw_losses, save_losses, smooth
-from tests.conftest import train
+from system.files import describe_write_error
+from tests.conftest import FinishedRun, resume, train
 
 
 def test_plot_of_losses(tmp_path):
@@ -114,3 +116,50 @@ def test_smoothing_keeps_constants_and_averages_noise():
     assert smooth(noise).std() < 0.3 * noise.std()
     assert list(smooth(np.arange(2.0))) == [0, 1], "a mean of both would be flat"
     assert len(smooth(np.ones(1))) == 1 and len(smooth(np.ones(20))) == 20
+
+
+@pytest.mark.faults
+def test_losses_png_is_drawn_with_our_settings(tmp_path):
+    """The user's may need LaTeX, for example, which may not be installed. Afterwards they are the user's again."""
+    with matplotlib.rc_context({"text.usetex": True, "lines.linewidth": 7, "font.family": "Nowhere"}):
+        save_losses(tmp_path / "user.png", ROWS, {"": ["G"]}, "run")
+        assert matplotlib.rcParams["text.usetex"] and matplotlib.rcParams["lines.linewidth"] == 7
+    save_losses(tmp_path / "default.png", ROWS, {"": ["G"]}, "run")
+    assert (tmp_path / "user.png").read_bytes() == (tmp_path / "default.png").read_bytes()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "target, error",
+    [("draw_losses", ValueError("a font is\nmissing")), ("write_bytes", PermissionError(13, "not allowed"))],
+)
+def test_a_plot_that_cannot_be_drawn_does_not_end_the_run(target, error, photos, tmp_path, monkeypatch, capsys):
+    """One warning reports the first of several errors; the run ends as usual, and a resumed run draws again."""
+
+    def fail(*arguments):
+        raise error
+
+    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--name=run", "--log_step=1", "--sample_every=1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(f"runs.plots.{target}", fail)
+        assert train(*flags, "--train_iters=3") == 0
+    run, out = FinishedRun(tmp_path / "run"), capsys.readouterr().out
+    [line] = [line for line in out.splitlines() if line.startswith("Warning")]
+    why = f"{type(error).__name__}: " + " ".join(str(error).split())
+    assert line.startswith(f"Warning: drawing losses.png failed ({why}). This does not stop the training")
+    assert line in run.log and "Traceback" in run.log and "Traceback" not in out
+    assert run.steps("checkpoint-*.pt") == [3] and not (run.folder / "losses.png").exists()
+    assert resume(f"--resume={run.folder}", "--train_iters=4") == 0 and (run.folder / "losses.png").exists()
+
+
+@pytest.mark.faults
+def test_a_full_disk_ends_the_run_at_its_plot(photos, tmp_path, monkeypatch, capsys):
+    """As at every other file."""
+
+    def fail(path, content):
+        raise describe_write_error(path, OSError(28, "No space left on device"), len(content))
+
+    monkeypatch.setattr("runs.plots.write_bytes", fail)
+    assert train(f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--log_step=1", "--train_iters=1") == 2
+    err = capsys.readouterr().err
+    assert "losses.png: No space left on device" in err and err.count("\n") == 1

@@ -4,6 +4,7 @@ import json
 import os
 import struct
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from runs.trackers import WandbTracker
+from runs.trackers import TRACKERS, WandbTracker
 from tests.conftest import ROOT, TINY, FinishedRun, command, resume, train
 from utils import UserError
 
@@ -164,3 +165,79 @@ def test_a_missing_account_or_connection_is_one_line(tmp_path, monkeypatch):
     assert str(error.value) == (
         "--tracker: wandb: No API key configured; fix this, set WANDB_MODE=offline, or use tensorboard"
     )
+
+
+class BrokenTracker:
+    """Fails in some of its methods; the others count their calls."""
+
+    def __init__(self, broken: set[str]):
+        self.broken, self.calls = broken, []
+        self._call("opening")
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        if name in self.broken:
+            raise RuntimeError(f"no connection for {name}")
+
+    def scalars(self, values, step):
+        self._call("scalars")
+
+    def image(self, name, grid, step):
+        self._call("image")
+
+    def close(self):
+        self._call("close")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("broken", [{"opening"}, {"scalars"}, {"image"}, {"close"}, {"scalars", "image", "close"}])
+def test_a_tracker_that_fails_does_not_end_the_run(broken, photos, tmp_path, monkeypatch, capsys):
+    """The first error is one warning. All other calls, and the files of the run, are as ever."""
+    made = []
+
+    def open_tracker(*arguments):
+        made.append(BrokenTracker(broken))
+        return made[0]
+
+    monkeypatch.setitem(TRACKERS, "tensorboard", open_tracker)
+    before = threading.excepthook
+    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--name=run", "--log_step=1", "--eval_every=2"]
+    assert train(*flags, "--train_iters=2") == 0
+    captured = capsys.readouterr()
+    [warning] = [line for line in captured.out.splitlines() if line.startswith("Warning")]
+    assert warning.startswith("Warning: the tracker (--tracker) failed (RuntimeError: no connection for ")
+    assert captured.err == "" and threading.excepthook is before
+    run = FinishedRun(tmp_path / "run")
+    assert len(run.rows()) == 2 and run.steps("checkpoint-*.pt") == [2] and (run.folder / "metrics.csv").exists()
+    assert "opening" in broken or made[0].calls == [
+        "opening", "image", "image", "scalars", "scalars", "image", "scalars", "close"
+    ]  # fmt: skip
+
+
+@pytest.mark.faults
+def test_tensorboard_that_cannot_be_imported_does_not_end_the_run(photos, tmp_path, monkeypatch, capsys):
+    """As with a protobuf that does not fit."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert train(f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--train_iters=1", "--log_step=1") == 0
+    assert capsys.readouterr().out.count("Warning: the tracker (--tracker) failed (ModuleNotFoundError: ") == 1
+
+
+@pytest.mark.faults
+def test_a_folder_in_which_tensorboard_may_no_longer_write(photos, tmp_path, monkeypatch, capsys):
+    """An error that is not a full disk, as of a network folder. No traceback of TensorBoard's own thread is shown."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    written, real = [], RecordWriter.write
+
+    def write(self, data):
+        written.append(data)
+        if len(written) > 3:
+            raise OSError(5, "Input/output error")
+        real(self, data)
+
+    monkeypatch.setattr(RecordWriter, "write", write)
+    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--name=run", "--log_step=1"]
+    assert train(*flags, "--train_iters=40") == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("Warning: the tracker (--tracker) failed (OSError: ") == 1 and captured.err == ""
+    assert len(FinishedRun(tmp_path / "run").rows()) == 40

@@ -6,8 +6,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import training.loop
 import vanilla_gan
-from tests.conftest import FinishedRun, resume, train
+from metrics.evaluation import Evaluator
+from runs.tables import read_metrics
+from tests.conftest import FinishedRun, assert_same, resume, train
+from utils import UserError
 
 
 def test_rows_are_the_means_since_the_previous_row(run_once):
@@ -76,3 +80,43 @@ def test_losses_are_on_the_disk_before_the_checkpoint(photos, tmp_path, monkeypa
     monkeypatch.setattr(os, "replace", replace)
     assert train(f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--train_iters=2", "--log_step=1") == 0
     assert "checkpoint" in synced
+
+
+EVALUATION = "the evaluation (--eval_every)"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("All elements of the batch are equal"),
+        UserError("metrics need at least 2 different images"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has"),
+        MemoryError(),
+    ],
+)
+def test_an_evaluation_that_fails_does_not_end_the_run(error, run_once, monkeypatch, capsys):
+    """One warning reports the first error. The run is the same as a run without evaluations."""
+    evaluations = []
+
+    def measure(self, comparison):
+        evaluations.append(comparison)
+        if len(evaluations) in (1, 2):
+            raise error
+        return real(self, comparison)
+
+    def max_over_processes(number, device):
+        agreed.append(number)
+        return number
+
+    real, agreed = Evaluator.__call__, []
+    monkeypatch.setattr(Evaluator, "__call__", measure)
+    monkeypatch.setattr(training.loop, "max_over_processes", max_over_processes)
+    run = run_once("--train_iters=3", "--eval_every=1", "--ema_decay=0", "--norm=batch", name="failed")
+    assert agreed == [0, 0, 0, 0, 0, 1], "after a failure, too, the processes agree whether it is the best: here not"
+    out = capsys.readouterr().out
+    [line] = [line for line in out.splitlines() if line.startswith(f"Warning: {EVALUATION}")]
+    assert line.startswith(f"Warning: {EVALUATION} failed ({type(error).__name__}: ") and len(evaluations) == 3
+    assert {row["step"] for row in read_metrics(run.folder)} == {"3"}, "the third evaluation is recorded"
+    plain = run_once("--train_iters=3", "--ema_decay=0", "--norm=batch", name="plain")
+    assert_same(plain.checkpoint()["networks"], run.checkpoint()["networks"])

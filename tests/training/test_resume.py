@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 import signal
 
 import pytest
@@ -12,7 +13,7 @@ import data_loader
 import layers.image_pool
 import runs.folder
 import vanilla_gan
-from tests.conftest import MODULES, FinishedRun, assert_same, resume, train
+from tests.conftest import MODULES, FinishedRun, assert_same, make_photo, resume, train
 from training.state import TrainingState
 
 N, M = 5, 4  # the stop is not at a multiple of log_step, sample_every or checkpoint_every
@@ -178,6 +179,115 @@ def test_a_run_that_has_reached_its_length(photos, tmp_path, capsys):
         out = capsys.readouterr().out
         assert "has already reached iteration 2; use a larger --train_iters to continue" in out
     assert {path: path.read_bytes() for path in (tmp_path / "x").rglob("*") if path.is_file()} == before
+
+
+def test_a_finished_run_records_where_its_images_are_now(domains, tmp_path, capsys):
+    """Only one of two folders was moved, and the flag has a relative path; nothing else in the run changes."""
+    common = [f"--checkpoint_dir={tmp_path}", "--name=x", "--train_iters=2"]
+    flags = [f"--X={domains / 'trainA'}", f"--Y={domains / 'trainB'}", *common]
+    assert train(*flags, script="cycle_gan.py") == 0
+    run = tmp_path / "x"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    (domains / "trainA").rename(tmp_path / "moved")
+    assert resume(f"--resume={run}", script="cycle_gan.py") == 2
+    assert "--X: there is no folder" in capsys.readouterr().err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert resume(f"--resume={run}", "--X=moved", "--sample_every=1", script="cycle_gan.py") == 0
+    out = capsys.readouterr().out
+    assert "has already reached iteration 2" in out
+    assert f"options.json now says where the images are: --X {tmp_path / 'moved'}\n" in out
+    found = FinishedRun(run)
+    assert (found.options["X"], found.options["Y"]) == (str(tmp_path / "moved"), str(domains / "trainB"))
+    assert found.options["sample_every"] == 200, "a run that has ended keeps its other options"
+    assert (found.data["X"]["folder"], found.data["Y"]["folder"]) == (found.options["X"], found.options["Y"])
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    changed = {path.name for path in after if after[path] != before.get(path)}
+    assert changed == {"options.json", "data.json", "log.txt"}
+    assert resume(f"--resume={run}", "--train_iters=3", script="cycle_gan.py") == 0, "the place is known now"
+
+
+def test_other_images_are_not_recorded(domains, tmp_path, capsys):
+    flags = [f"--data={domains / 'trainA'}", f"--checkpoint_dir={tmp_path}", "--name=x", "--train_iters=2"]
+    assert train(*flags) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "x").rglob("*") if path.is_file()}
+    for folder, words in (("trainB", "are not those that the run began with: 3 missing"), ("nowhere", "no folder")):
+        assert resume(f"--resume={tmp_path / 'x'}", f"--data={domains / folder}") == 2
+        assert words in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "x").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("script", MODULES)
+def test_images_that_were_added_do_not_change_a_resumed_run(script, images_of, tmp_path, capsys, monkeypatch):
+    """With images held out, evaluations, and an image that was skipped. Control: the split is drawn again."""
+    folder = images_of[script]
+    trained = folder if script == "vanilla_gan.py" else folder / "trainA"
+    (trained / "bad.png").write_text("not an image")
+    flags = [f"--data={folder}", f"--checkpoint_dir={tmp_path}", "--test_split=0.3", "--eval_every=100", "--log_step=3"]
+    assert train(*flags, "--name=whole", f"--train_iters={N + M}", script=script) == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, N, signal.SIGTERM, script)
+        assert train(*flags, "--name=parts", f"--train_iters={N + M}", script=script) == 128 + signal.SIGTERM
+    shutil.copytree(tmp_path / "parts", tmp_path / "control")
+    record = (tmp_path / "parts" / "data.json").read_bytes()
+    for i in range(3):
+        make_photo((40, 40), 70 + i).save(trained / f"4{i}.png")
+    capsys.readouterr()
+    assert resume(f"--resume={tmp_path / 'parts'}", script=script) == 0
+    assert "Images added since the run began, which are not used: 3\n" in capsys.readouterr().out
+    assert (tmp_path / "parts" / "data.json").read_bytes() == record
+    whole = FinishedRun(tmp_path / "whole")
+    assert_same_runs(whole, FinishedRun(tmp_path / "parts"))
+    assert (whole.folder / "metrics.csv").read_bytes() == (tmp_path / "parts" / "metrics.csv").read_bytes()
+    (tmp_path / "control" / "data.json").unlink()  # as a run of an early version
+    assert resume(f"--resume={tmp_path / 'control'}", script=script) == 0
+    with pytest.raises(AssertionError):
+        assert_same_runs(whole, FinishedRun(tmp_path / "control"))
+
+
+@pytest.mark.parametrize("policy", ["linear", "cosine"])
+def test_a_longer_run_says_what_happens_to_the_learning_rate(policy, photos, tmp_path, capsys):
+    """Before training; the rates are those in losses.csv. A finished run offers a new run instead."""
+    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--name=x", "--log_step=1", f"--lr_policy={policy}"]
+    assert train(*flags, "--train_iters=4") == 0
+    assert "--train_iters" not in capsys.readouterr().out.split("Finished")[1]
+    run = FinishedRun(tmp_path / "x")
+    assert f"vanilla_gan.py --init_from {run.folder} ..." in run.log.splitlines()[-1]
+    assert resume(f"--resume={run.folder}") == 0
+    already = capsys.readouterr().out
+    assert "which raises the learning rate again, or start a new run with --init_from" in already
+    assert resume(f"--resume={run.folder}", "--train_iters=8") == 0
+    out = capsys.readouterr().out
+    last, following = (float(row["lr"]) for row in FinishedRun(run.folder).rows()[3:5])
+    assert last < following
+    expected = f"so with --lr_policy {policy} the learning rate changes from {last:.3g} to {following:.3g} now"
+    assert f"Warning: The length changed from 4 to 8 iterations, {expected}" in out
+    assert out.index("--init_from") < out.index("Training to iteration 8")
+
+
+def test_a_run_that_keeps_its_length_or_its_rate_has_no_note(photos, tmp_path, capsys, monkeypatch):
+    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--log_step=1"]
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2, signal.SIGTERM)
+        assert train(*flags, "--name=x", "--lr_policy=linear", "--num_epochs=2") == 128 + signal.SIGTERM
+    assert resume(f"--resume={tmp_path / 'x'}") == 0
+    assert train(*flags, "--name=y", "--train_iters=2") == 0
+    assert resume(f"--resume={tmp_path / 'y'}", "--train_iters=4") == 0
+    out = capsys.readouterr().out
+    assert "The length changed" not in out
+    assert f"--resume {tmp_path / 'y'} --train_iters 8" in out, "the closing line of a run with a constant rate"
+
+
+def test_a_run_that_was_stopped_gets_another_length(photos, tmp_path, capsys, monkeypatch):
+    """In epochs, shorter: 10 images in batches of 4 for 4 epochs are 10 iterations, for 2 epochs 5."""
+    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--name=x", "--lr_policy=linear", "--num_epochs=4"]
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4, signal.SIGTERM)
+        assert train(*flags) == 128 + signal.SIGTERM
+    assert resume(f"--resume={tmp_path / 'x'}", "--num_epochs=2") == 0
+    expected = "The length changed from 10 to 5 iterations, so with --lr_policy linear the learning rate changes from"
+    assert f"{expected} 0.0005 to 0.0002 now" in capsys.readouterr().out
 
 
 def test_a_signal_in_the_last_iteration(photos, tmp_path, monkeypatch, capsys):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -142,3 +143,13 @@ def test_a_pipe_that_closes(training, tmp_path, monkeypatch):
     monkeypatch.setattr("tqdm.tqdm.write", write)
     assert training.finish(run) == 0 and training.is_same(run)
     assert len(lines) > 3 and set(lines) <= {*(run / "log.txt").read_text().split("\n")}
+
+
+def test_a_training_in_a_thread(photos, tmp_path):
+    """As a notebook or a server may start it: without handlers of signals, and otherwise as ever."""
+    before = signal.getsignal(signal.SIGINT)
+    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--name=run", "--train_iters=2"]
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(train, *flags).result() == 0
+    assert FinishedRun(tmp_path / "run").steps("checkpoint-*.pt") == [2]
+    assert signal.getsignal(signal.SIGINT) is before

@@ -51,6 +51,18 @@ def test_moving_average_can_be_off():
     assert state.ema == {} and state.sampling_network("G") is network
 
 
+@pytest.mark.faults
+def test_a_network_that_fails_stays_in_training_mode():
+    """An evaluation that runs out of memory does not end the training, so it must not change it, either."""
+    network = nn.Sequential(nn.Dropout(), nn.Linear(2, 2))
+    state = make_state(network, ema_decay=0.0)
+    with pytest.raises(RuntimeError, match="shapes"):
+        state.generate("G", torch.zeros(1, 3))
+    assert network.training and network[0].training
+    state.generate("G", torch.zeros(1, 2))
+    assert network.training
+
+
 def test_compile_compiles_the_networks_and_not_the_average():
     """torch.compile compiles at the first call, so this test is quick."""
     for flag in (False, True):
