@@ -3,21 +3,28 @@
 import argparse
 import difflib
 import inspect
+import re
 import signal
 import sys
+import threading
 import types
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from options.commands import CommandOptions
-from options.fields import flag_of, option_fields
-from options.training import CommonOptions, Options
+from options.common import CommonOptions, Options
+from options.fields import expand_home, flag_of, option_fields
 
 Command = TypeVar("Command", bound=CommandOptions)
 
 
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # argparse takes an argument for a flag if it begins with "-", unless it is a number: so is "-1024,3071".
+        self._negative_number_matcher = re.compile(r"-[\d.][\d.,:eE+-]*")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parse as usual, and refuse "--" as the value of a flag: older versions of Python return an empty list."""
@@ -61,11 +68,14 @@ def add_options(parser: argparse.ArgumentParser, cls: type, common: type | None 
             is_training = issubclass(cls, CommonOptions)  # only there a preset may have turned the option on
             arguments["action"] = argparse.BooleanOptionalAction if is_training else "store_true"
         else:
-            arguments.update(type=meta["read"] or kind, metavar=braces or meta["metavar"])
+            read = meta["read"] or (expand_home if meta["is_path"] else kind)
+            arguments.update(type=read, metavar=braces or meta["metavar"])
         if meta["const"] is not None:
             arguments.update(nargs="?", const=meta["const"])
         if meta["repeats"]:
             arguments["action"] = "append"
+        if meta["several"]:
+            arguments.update(action="extend", nargs="+")
         group = groups[meta["group"]]
         if meta["positional"]:
             group.add_argument(field.name, nargs=None if meta["required"] else "?", **arguments)
@@ -96,10 +106,15 @@ def _parser_settings(manual: str) -> dict[str, Any]:
     )
 
 
-def _own_arguments() -> Sequence[str]:
-    """Return the arguments of this process. From now on Ctrl-C ends the process without a traceback."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return sys.argv[1:]
+def _end_quietly(arguments: Sequence[str] | None) -> None:
+    """Let Ctrl-C end this process without a traceback while torch is imported, until `run_main` sets its handler.
+
+    Nothing changes if a caller gave the arguments, in an interactive session, such as a notebook, because Ctrl-C must
+    not end the session, and in a thread, because Python allows handlers in the main thread only.
+    """
+    is_session = hasattr(sys, "ps1") or sys.flags.interactive
+    if arguments is None and not is_session and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def parse_command_line(cls: type[Options], manual: str, arguments: Sequence[str] | None = None) -> Options:
@@ -113,7 +128,7 @@ def parse_command_line(cls: type[Options], manual: str, arguments: Sequence[str]
         SystemExit: code 0 after --help and `--preset list`; code 2 after one line on stderr for a mistake.
     """
     parser = make_parser(cls, manual)
-    explicit = vars(parser.parse_args(_own_arguments() if arguments is None else arguments))
+    explicit = vars(parser.parse_args(arguments))
     preset = explicit.get("preset")
     has_data = bool(explicit.keys() & set(cls.DATA_FLAGS))
     if preset is None and not has_data:
@@ -138,6 +153,7 @@ def parse_command_line(cls: type[Options], manual: str, arguments: Sequence[str]
             options.check_combinations()
     except ValueError as error:
         parser.error(str(error))
+    _end_quietly(arguments)
     return options
 
 
@@ -158,7 +174,9 @@ def parse_command(cls: type[Command], manual: str, arguments: Sequence[str] | No
     """
     parser = make_parser(cls, manual)
     parser.usage = None
-    return _finish(parser, cls, vars(parser.parse_args(_own_arguments() if arguments is None else arguments)))
+    options = _finish(parser, cls, vars(parser.parse_args(arguments)))
+    _end_quietly(arguments)
+    return options
 
 
 def parse_subcommand(classes: dict[str, type[Command]], manual: str, arguments: Sequence[str] | None = None) -> Command:
@@ -168,7 +186,6 @@ def parse_subcommand(classes: dict[str, type[Command]], manual: str, arguments: 
         classes: sub-command -> its options, whose docstring is its manual.
         manual, arguments: as `parse_command_line`.
     """
-    arguments = _own_arguments() if arguments is None else arguments
     script = next(iter(classes.values())).SCRIPT
     parser = OneLineParser(prog=script, **_parser_settings(manual))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -182,4 +199,6 @@ def parse_subcommand(classes: dict[str, type[Command]], manual: str, arguments: 
     name = values.pop("command")
     if unknown:  # reported with the flags of the sub-command
         commands.choices[name].error(f"unrecognized arguments: {' '.join(unknown)}")
-    return _finish(commands.choices[name], classes[name], values)
+    options = _finish(commands.choices[name], classes[name], values)
+    _end_quietly(arguments)
+    return options

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from options.fields import DEVICES, check_range, option, option_fields
+from options.pretrained import read_run
+from options.value_range import read_value_ranges
 
 MAX_SEEDS = 1_000_000
 
@@ -48,9 +50,15 @@ class EvaluateOptions(CommandOptions):
     # fmt: off
     run: str = option(
         "", "run folder, checkpoint file, or folder of images", positional=True, required=True,
-        metavar="RUN_OR_FOLDER")
+        metavar="RUN_OR_FOLDER", is_path=True)
     reference: str | None = option(
-        None, "folder of real images; default: those the run trained on", positional=True, metavar="REFERENCE")
+        None, "folder of real images; default: those the run trained on", positional=True, metavar="REFERENCE",
+        is_path=True)
+    data: str | None = option(
+        None, "where the images of the run are now, if they were moved (for a run of --data)", metavar="FOLDER",
+        is_path=True)
+    X: str | None = option(None, "the same for domain X of a run of --X and --Y", metavar="FOLDER", is_path=True)
+    Y: str | None = option(None, "the same for domain Y", metavar="FOLDER", is_path=True)
     checkpoint: str = option(
         "newest", "which checkpoint of the run: newest, best, or an iteration", metavar="{newest,best,ITERATION}")
     num_images: int | None = option(
@@ -59,22 +67,34 @@ class EvaluateOptions(CommandOptions):
     image_size: int | None = option(
         None, "for two folders: resize the shorter side to S and crop; default: no change, if all have one size",
         at_least=32, metavar="S")
+    value_range: str | None = option(
+        None, "for two folders: values that become black and white, of images with more than 8 bits per value; "
+        "default: chosen from the values of both folders", metavar="LOW,HIGH")
     features: str = option(
         "inception", "feature space of the distances: inception; pixels: 16x16 RGB; FILE: TorchScript module of images "
         "in [0, 255], or weights of a torchvision model under their usual name, such as resnet18-f37072fd.pth",
-        metavar="{inception,pixels,FILE}")
-    inception_weights: str | None = option(None, "downloaded Inception weights", metavar="FILE")
+        metavar="{inception,pixels,FILE}", is_path=True)
+    inception_weights: str | None = option(None, "downloaded Inception weights", metavar="FILE", is_path=True)
     seed: int = option(0, "seed for samples and random subsets", at_least=0, at_most=2**63 - 1)
     batch_size: int = option(32, "images at a time; the result does not depend on it", at_least=1)
     device: str = option("auto", "auto: CUDA, else MPS, else CPU", choices=DEVICES)
     out: str | None = option(
-        None, "folder of the results; default: the run folder", aliases=("-o",), metavar="FOLDER")
+        None, "folder of the results; default: the run folder", aliases=("-o",), metavar="FOLDER", is_path=True)
     # fmt: on
 
     def check(self) -> None:
         super().check()
+        read_value_ranges(self.value_range)
         if self.inception_weights is not None and self.features != "inception":
             raise ValueError(f"--inception_weights: does nothing with --features {self.features}; leave one out")
+        for name, folder in self.moved_images().items():
+            if self.reference is not None:
+                raise ValueError(f"--{name}: {folder} beside REFERENCE {self.reference}; leave one of them out")
+
+    def moved_images(self) -> dict[str, str]:
+        """Return the folders that hold the images of the run now, by option, as far as they are given."""
+        folders = {"data": self.data, "X": self.X, "Y": self.Y}
+        return {name: folder for name, folder in folders.items() if folder is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +104,12 @@ class GenerateOptions(CommandOptions):
     SCRIPT: ClassVar[str] = "generate.py"
 
     # fmt: off
-    run: str = option("", "run folder, or a checkpoint file", positional=True, required=True, metavar="RUN")
-    out: str = option("", "the file or folder to write", required=True, aliases=("-o",), metavar="OUTPUT")
+    run: str = option(
+        "", "run folder, or a checkpoint file; or a generator of pytorch-CycleGAN-and-pix2pix, such as "
+        "latest_net_G_A.pth", positional=True, required=True, metavar="RUN", is_path=True,
+        read=read_run)
+    out: str = option(
+        "", "the file or folder to write", required=True, aliases=("-o",), metavar="OUTPUT", is_path=True)
     overwrite: bool = option(False, "replace files that exist")
     checkpoint: str = option(
         "newest", "which checkpoint of the run: newest, best, or an iteration", metavar="{newest,best,ITERATION}")
@@ -101,17 +125,17 @@ class SampleOptions(GenerateOptions):
         python generate.py sample checkpoints/my-cats --seeds 3,7,10-12 --truncation 0.7 --grid few.png -o few
 
     Each image depends on its seed only: number 7 is bit-identical whatever is drawn beside it. Its file in the folder
-    is seed-000007.png.
+    is seed-000007.png. --overwrite also removes the samples of other seeds from the folder.
     """
 
     # fmt: off
     out: str | None = option(  # type: ignore[assignment]
-        None, "folder for a file of each image", aliases=("-o",), metavar="FOLDER")
+        None, "folder for a file of each image", aliases=("-o",), metavar="FOLDER", is_path=True)
     n: int | None = option(
         None, "number of images; alone: seeds 0 to N - 1", flag="-n", at_least=1, at_most=MAX_SEEDS, metavar="N")
     seeds: list[int] | None = option(
         None, "list of seeds and ranges, such as 3,7,10-12", read=read_seeds, metavar="SEEDS")
-    grid: str | None = option(None, "one picture of all images", metavar="FILE")
+    grid: str | None = option(None, "one picture of all images", metavar="FILE", is_path=True)
     truncation: float = option(
         1.0, "scale z, uniform in [-1, 1], by T: images closer to the mean, and to each other", above=0, at_most=1,
         metavar="T")
@@ -148,7 +172,8 @@ class InterpolateOptions(GenerateOptions):
 
     # fmt: off
     out: str = option(
-        "", "video to write: .gif, .mp4, .mov, .mkv or .webm", required=True, aliases=("-o",), metavar="FILE")
+        "", "video to write: .gif, .mp4, .mov, .mkv or .webm", required=True, aliases=("-o",), metavar="FILE",
+        is_path=True)
     seeds: list[list[int]] = option(
         None, "list of seeds and ranges; again: another walk", required=True, read=read_seeds, repeats=True,
         metavar="SEEDS")
@@ -178,28 +203,41 @@ class TranslateOptions(GenerateOptions):
         python generate.py translate checkpoints/my-fruit apple.jpg --direction X2Y -o orange.png
         python generate.py translate checkpoints/my-fruit photos/apples --direction X2Y -o oranges
         python generate.py translate checkpoints/my-fruit film.mp4 --direction X2Y --image_size 256 -o new.mp4
+        python generate.py translate pretrained:horse2zebra horse.jpg -o zebra.png
+
+    The generators of the CycleGAN authors are downloaded by name; pretrained:list shows the names.
 
     Images may have any size, and translations keep it: where the network needs a larger multiple, images are padded by
     reflection and cropped afterwards. A translator works best at the scale that it was trained at; --image_size resizes
     to it. File names and extensions are kept, as is alpha in PNG, WebP and TIFF; other metadata is dropped. Videos keep
-    their frame rate and length and lose their sound; they may be .mp4, .mov, .mkv, .webm or .gif, and as input .avi and
-    .m4v, too. An odd row or column of a video is repeated once, as its format needs even sizes; not in a GIF.
+    the times of their frames and lose their sound; they may be .mp4, .mov, .mkv, .webm or .gif, and as input .avi and
+    .m4v, too. An odd row or column of a video is repeated once, as its format needs even sizes; not in a GIF. Of an
+    animated WebP, PNG or GIF and of a TIFF all frames are translated, to one of these formats or to a video.
     """
 
     # fmt: off
-    input: str = option("", "image, folder of images, or video", positional=True, required=True, metavar="INPUT")
+    input: str = option(
+        "", "image, folder of images, or video", positional=True, required=True, metavar="INPUT", is_path=True)
     out: str = option(
-        "", "an image, a folder or a video, as INPUT is", required=True, aliases=("-o",), metavar="OUTPUT")
+        "", "an image, a folder or a video, as INPUT is; a video also for an animated image", required=True,
+        aliases=("-o",), metavar="OUTPUT", is_path=True)
     direction: str | None = option(
         None, "from which domain to which; required", metavar="{X2Y,Y2X}")
     image_size: int | None = option(
         None, "resize the shorter side to S first, and keep this size; default: no change", at_least=8, at_most=8192,
         metavar="S")
+    value_range: str | None = option(
+        None, "images only: values that become black and white, of images with more than 8 bits per value; default: as "
+        "in training, else chosen from the values of INPUT", metavar="LOW,HIGH")
     smooth: float | None = option(
-        None, "video only: weight of the previous output frame, reduces flicker (default: 0)", at_least=0, below=1,
-        metavar="A")
+        None, "videos and animations: weight of the previous output frame, reduces flicker (default: 0)", at_least=0,
+        below=1, metavar="A")
     device: str = option("auto", "auto: CUDA, else MPS, else CPU", choices=DEVICES)
     # fmt: on
+
+    def check(self) -> None:
+        super().check()
+        read_value_ranges(self.value_range)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +254,8 @@ class ExportOptions(GenerateOptions):
 
     # fmt: off
     out: str = option(
-        "", "file to write: .onnx, or .pt for torchscript", required=True, aliases=("-o",), metavar="FILE")
+        "", "file to write: .onnx, or .pt for torchscript", required=True, aliases=("-o",), metavar="FILE",
+        is_path=True)
     format: str = option("", "kind of file", required=True, choices=("onnx", "torchscript"))
     direction: str | None = option(
         None, "for a CycleGAN: from which domain to which", metavar="{X2Y,Y2X}")

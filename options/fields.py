@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,11 +28,13 @@ def option(
     metavar: str | None = None,
     needs: str | None = None,
     is_path: bool = False,
+    keeps_absolute: bool = False,
     flag: str | None = None,
     positional: bool = False,
     required: bool = False,
     read: Callable[[str], Any] | None = None,
     repeats: bool = False,
+    several: bool = False,
 ) -> Any:
     """Declare one option, as a field of an options class.
 
@@ -45,12 +48,14 @@ def option(
         const: the value of the flag when it is given without an argument.
         metavar: the name of the argument in `--help`.
         needs: name of another option; without that one, this option does nothing.
-        is_path: the value is a file or folder, so `~` is expanded and the absolute path is recorded.
+        is_path: the value may be a file or folder, so the command line replaces a leading `~` (see `expand_home`).
+        keeps_absolute: a file or folder that a run reads again later, so the run records its absolute path.
         flag: the flag, if it is not two dashes and the name.
         positional: the option has no flag, only a place on the command line.
         required: the command line must give the option.
         read: function from the argument to the value, if the field's type cannot convert it; raises ValueError.
         repeats: the option may be given several times; the value is the list of all.
+        several: the flag takes one or more values; the value is the list of all.
     """
     metadata = {name: value for name, value in locals().items() if name != "default"}
     return dataclasses.field(default=default, metadata=metadata)
@@ -66,6 +71,15 @@ def flag_of(field: dataclasses.Field) -> str:
     if field.metadata["positional"]:
         return field.metadata["metavar"]
     return field.metadata["flag"] or f"--{field.name}"
+
+
+def expand_home(path: str) -> str:
+    """Return a path of the command line with the home folder instead of a leading `~` or `~user`.
+
+    The home of an unknown user stays as it is. A folder that is really called `~` can be given as `./~`: its absolute
+    path is returned, because pathlib shortens `./~` to `~`.
+    """
+    return os.path.abspath(path) if path.startswith("./~") else os.path.expanduser(path)
 
 
 def check_range(field: dataclasses.Field, value: Any) -> None:

@@ -1,22 +1,28 @@
 """The command lines of the training scripts: precedence, checks, messages, and what a resumed run may change."""
 
+import contextlib
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import diff_augment
+import generate
 import losses
 import models
 from images.augment import AUGMENTATIONS
 from layers.blocks import INITS, NORMS
 from layers.convolutions import UPSAMPLES
 from metrics.diagnostics import give_hints
-from options.command_line import make_parser, parse_command_line
+from options.command_line import make_parser, parse_command, parse_command_line, parse_subcommand
+from options.commands import EvaluateOptions
+from options.common import CommonOptions
 from options.fields import DEVICES, DIFFAUGMENT_ALL, IMAGE_SIZES, option_fields
-from options.training import CommonOptions, CycleOptions, VanillaOptions
+from options.training import CycleOptions, VanillaOptions
 from runs.new_run import default_stem
 from runs.trackers import TRACKERS
 from tests.conftest import ROOT
@@ -303,8 +309,9 @@ def test_folders_become_absolute(tmp_path, monkeypatch):
 
 def test_the_home_of_an_unknown_user_stays_as_it_is():
     """pathlib would raise a RuntimeError."""
-    options = parse("--data=~nobody", "--eval_every=1", "--features=~nobody").with_absolute_paths()
-    assert (options.data, options.features) == ("~nobody", "~nobody")
+    unknown = "~no-such-user"
+    options = parse(f"--data={unknown}", "--eval_every=1", f"--features={unknown}").with_absolute_paths()
+    assert (options.data, options.features) == (unknown, unknown)
     assert parse("--data=~").with_absolute_paths().data == os.path.realpath(os.path.expanduser("~"))
 
 
@@ -315,3 +322,47 @@ def test_hints():
     hints = give_hints(parse_cycle("--X=a", "--Y=a"), 2000, 5000)
     assert ["--use_cycle_consistency_loss" in hint or "same folder" in hint for hint in hints] == [True, True]
     assert give_hints(parse_cycle(), 2000, 5000) == []
+
+
+# Each way to read the command line of the process: a command that is right, and how it is read.
+OWN_COMMAND_LINES = {
+    "vanilla_gan.py": ([], lambda: parse_command_line(VanillaOptions, "")),
+    "evaluate.py": (["run"], lambda: parse_command(EvaluateOptions, "")),
+    "generate.py": (["sample", "run", "-n", "1", "-o", "x"], lambda: parse_subcommand(generate.OPTIONS_OF, "")),
+}
+
+
+@pytest.fixture(params=OWN_COMMAND_LINES)
+def own_command_line(request, monkeypatch):
+    """Reads a command line of this process, with added arguments; returns what Ctrl-C does then, and restores it."""
+    right, read = OWN_COMMAND_LINES[request.param]
+    before = signal.getsignal(signal.SIGINT)
+
+    def read_with(*added: str):
+        monkeypatch.setattr(sys, "argv", [request.param, *right, *added])
+        with contextlib.suppress(SystemExit):
+            read()
+        return signal.getsignal(signal.SIGINT)
+
+    yield read_with
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_the_import_of_torch_without_a_traceback(own_command_line):
+    assert own_command_line() == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("argument", ["--bogus", "--help"])
+def test_a_program_that_ends_early_leaves_ctrl_c_as_it_was(own_command_line, argument):
+    assert own_command_line(argument) is signal.default_int_handler
+
+
+def test_ctrl_c_does_not_end_a_session(own_command_line, monkeypatch):
+    """Such as a notebook, IPython, or python -i: all set sys.ps1."""
+    monkeypatch.setattr(sys, "ps1", "In: ", raising=False)
+    assert own_command_line() is signal.default_int_handler
+
+
+def test_a_command_line_may_be_read_in_a_thread(own_command_line):
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(own_command_line).result() is signal.default_int_handler

@@ -63,6 +63,13 @@ PUBLISHED = {
                  "disc": "patch70", "norm": "instance", "test_split": 0.2, "use_cycle_consistency_loss": True,
                  "use_identity_loss": True, "pool_size": 50, "init_type": "normal", "g_conv_dim": 64,
                  "d_conv_dim": 64},
+    "cyclegan_paper": {"data": "horse2zebra", "image_size": 256, "data_aug": "paper", "batch_size": 1, "lr": 2e-4,
+                       "beta1": 0.5, "beta2": 0.999, "lr_policy": "linear", "train_iters": 200 * 1334,
+                       "disc": "patch70", "gen": "resnet_9blocks", "upsample": "deconv", "g_conv_dim": 64,
+                       "d_conv_dim": 64, "pool_size": 50, "norm": "instance", "init_type": "normal",
+                       "gan_mode": "lsgan", "cycle_loss": "L1",
+                       "use_cycle_consistency_loss": True, "lambda_cycle": 10.0, "use_identity_loss": True,
+                       "lambda_identity": 10.0 * 0.5, "ema_decay": 0.0, "use_diffaug": "", "spectral_norm": False},
     "cats256": {**LARGE, **CATS},
     "apple2orange256": {**LARGE, "data": "apple2orange"},
 }  # fmt: skip
@@ -74,7 +81,7 @@ def test_presets_are_the_published_settings(preset):
     assert {name: options[name] for name in PUBLISHED[preset]} == PUBLISHED[preset]
     networks = cycle_gan.build_networks(CycleOptions(**CycleOptions.PRESETS[preset][1]))
     blocks = sum(isinstance(module, ResidualBlock) for module in networks["G_XtoY"].modules())
-    assert blocks == {"yosemite128": 6, "monet256": 9}.get(preset, 3)
+    assert blocks == {"yosemite128": 6, "monet256": 9, "cyclegan_paper": 9}.get(preset, 3)
     if preset == "yosemite128":
         assert sum(isinstance(module, torch.nn.Conv2d) for module in networks["D_X"].modules()) == 5
 
