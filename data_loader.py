@@ -18,8 +18,9 @@ from torch import Tensor
 
 from images.augment import AUGMENTATIONS
 from images.decoding import Decoded, decode, decode_all, decode_some, describe_error
-from images.sources import EXTENSIONS, Domain, FolderSource, find_domains
 from images.values import ValueRange
+from sources.domains import Domain, find_domains
+from sources.folders import EXTENSIONS, FolderSource
 from system.processes import local_main_first, local_shard
 from utils import LOG, UserError, from_uint8, printable, shorten
 
@@ -147,7 +148,10 @@ class ImageBatches:
         if self._scale:
             LOG.info("%s", self._scale.describe())
         if self._is_range_unused:
-            LOG.info("--value_range does nothing for %s: its images have 8 bits per value", self.source.location)
+            LOG.info(
+                "--value_range does nothing for %s: no gray image there has more than 8 bits per value",
+                self.source.location,
+            )
         if self.skipped:
             LOG.warning("%d of %d images are not readable:", len(self.skipped), self.num_found)
             for name, reason in self.skipped.items():

@@ -64,7 +64,13 @@ def read_run(options: EvaluateOptions, device: torch.device) -> tuple[Trained, R
         cached = folder.resolve().parent if is_run(folder) else folder
         of_run = dataclasses.replace(of_run, checkpoint_dir=str(cached))
         try:
-            return trained, load_real_images(of_run, read_images(folder, of_run))
+            recorded = read_images(folder, of_run)
+            if recorded is None and of_run.test_split:
+                LOG.warning(
+                    "%s has no data.json of the run, so the images are split again. If images were added since the run "
+                    "began, the run may have trained on some of the test images", folder,
+                )  # fmt: skip
+            return trained, load_real_images(of_run, recorded)
         except UserError as error:
             others = "" if trained.is_translator else ", or give other images as REFERENCE"
             raise UserError(f"the images that {where} trained on: {error}{others}") from None

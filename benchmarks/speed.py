@@ -36,8 +36,8 @@ from tqdm import tqdm
 import cycle_gan
 import vanilla_gan
 from benchmarks import plain
-from images.sources import toy_cats
 from options import DEVICES, CycleOptions, VanillaOptions, parse_command_line
+from sources.domains import toy_cats
 from system.device import choose_device, choose_precision
 from system.program import run_main
 from training.steps import StepRunner

@@ -29,10 +29,12 @@ import generate
 from generation.trained import choose_generator, load_trained_by
 from generation.translation import translate_pixels
 from images.files import read_image
-from images.sources import list_images, toy_cats
 from images.video import Frame, Video, write_video
 from options.command_line import parse_subcommand
 from options.commands import TranslateOptions
+from options.fields import expand_home
+from sources.domains import toy_cats
+from sources.folders import list_images
 from system.device import tune_malloc
 from system.program import run_main, set_up_log
 
@@ -79,7 +81,9 @@ def time_translate(run: str, direction: str, video: Path) -> float:
 def main(arguments: list[str]) -> int:
     """Measure and print; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN", help="run folder of cycle_gan.py, or one of its checkpoints")
+    parser.add_argument(
+        "run", type=expand_home, metavar="RUN", help="run folder of cycle_gan.py, or one of its checkpoints"
+    )
     parser.add_argument("--direction", default="X2Y", choices=("X2Y", "Y2X"))
     parser.add_argument("--seconds", type=float, default=10.0, help="length of the video (default: 10)")
     parser.add_argument("--rounds", type=int, default=3, help="number of A B pairs (default: 3)")

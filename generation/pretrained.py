@@ -50,4 +50,5 @@ def _check(file: Path, address: str, is_new: bool) -> None:
     except Exception as error:  # of torch.load, which has no single exception for damaged files
         if is_new:
             file.unlink()
-        raise UserError(f"{address if is_new else file}: no weights ({one_line(error)}); try again later") from None
+        where, remedy = (address, "try again later") if is_new else (file, "delete it, and use the name again")
+        raise UserError(f"{where}: no weights ({one_line(error)}); {remedy}") from None

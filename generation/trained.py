@@ -108,8 +108,8 @@ def load_generator(
     (B, 3, H, W) in [-1, 1], H and W multiples of G.stride. Both return images (B, 3, H, W) in [-1, 1].
 
     Args:
-        where: run folder, or a checkpoint file.
-        direction: "X2Y" or "Y2X" of a CycleGAN.
+        where: run folder, or a checkpoint file; or a generator of the CycleGAN authors: its file, or pretrained:NAME.
+        direction: "X2Y" or "Y2X" of a CycleGAN; not needed for one generator.
         checkpoint: of a run folder: "newest", "best" or an iteration.
 
     Raises:

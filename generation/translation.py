@@ -21,11 +21,11 @@ from generation.trained import Trained, choose_generator, load_trained_by
 from images.animation import MULTI_FRAME_ENDINGS, Animation, is_animation, write_animation
 from images.decoding import MAX_PIXELS, describe_error
 from images.files import IMAGE_FORMATS, read_image, write_image
-from images.sources import FolderSource, describe_left_out, list_images
 from images.values import ValueRange, find_scale
 from images.video import VIDEO_FORMATS, VIDEOS_READ, Frame, Video, write_video
 from options.commands import TranslateOptions
 from options.value_range import read_value_ranges
+from sources.folders import FolderSource, describe_left_out, list_images
 from system.files import check_new_file, check_new_folder
 from system.progress import ProgressBar
 from system.threads import prefetch
@@ -171,7 +171,8 @@ def translate_files(
             failed[path] = problem
     for path, problem in failed.items():
         sys.stderr.write(printable(f"failed: {path}: {problem}") + "\n")
-    if cut := [path.name for path, target in pairs if is_animation(path) and not keeps_frames(path, target)]:
+    holds_one = [path for path, target in pairs if target.suffix.lower() not in MULTI_FRAME_ENDINGS]
+    if cut := [path.name for path in holds_one if is_animation(path)]:
         LOG.warning("of %s only the first frame is translated: the format holds one", shorten(cut))
     return len(failed)
 
@@ -226,7 +227,7 @@ def find_value_range(files: list[Path], trained: Trained, options: TranslateOpti
     if scale is not None:
         LOG.info("%s", scale.describe("as --value_range says" if asked else "as in training"))
     elif asked:
-        LOG.info("--value_range does nothing: the images have 8 bits per value")
+        LOG.info("--value_range does nothing: no gray image has more than 8 bits per value")
     return scale.range if scale is not None else None
 
 
@@ -286,5 +287,5 @@ def translate(options: TranslateOptions) -> int:
     LOG.info("translated %d of %d to %s%s", len(files) - failed, len(files), options.out, left_out)
     others = {path.name for path in Path(options.out).glob("*")} - {path.name for path in targets}
     if others:
-        LOG.info("%s also contains %d files that are not from this command", options.out, len(others))
+        LOG.info("Other files in %s, which are not from this command: %d", options.out, len(others))
     return 1 if failed else 0

@@ -18,7 +18,7 @@ from utils import UserError
 
 # Extensions of image files that hold several frames.
 MULTI_FRAME_ENDINGS = tuple(ending for ending, (kind, _) in IMAGE_FORMATS.items() if kind in ("PNG", "WEBP", "TIFF"))
-DEFAULT_MILLISECONDS = 100.0  # of a page, and of a frame that states no duration or 0: so do players
+DEFAULT_MILLISECONDS = 100.0  # of a page, and of a frame that states no duration or 0, as in players
 
 
 def is_animation(path: Path) -> bool:
@@ -57,7 +57,7 @@ class Animation:
         except Exception as error:  # Pillow's decoders raise any exception for broken bytes
             raise UserError(f"{path} is broken ({describe_error(error)}); give another") from None
         _, milliseconds = next(self._read())
-        self.rate = 1000 / Fraction(milliseconds)
+        self.rate = (1000 / Fraction(milliseconds)).limit_denominator(1001)  # a delay of 1/30 s is 33.333 ms
 
     def _read(self) -> Iterator[tuple[np.ndarray, float]]:
         """Yield the pixels of each frame, and its duration in milliseconds."""
@@ -67,7 +67,7 @@ class Animation:
                 for index in range(self.count):
                     image.seek(self._first + index)
                     pixels = image_to_pixels(image, self.value_range)
-                    yield pixels, float(image.info.get("duration") or DEFAULT_MILLISECONDS)
+                    yield pixels, max(1.0, float(image.info.get("duration") or DEFAULT_MILLISECONDS))
         except Exception as error:  # Pillow's decoders raise any exception for broken bytes
             reason = describe_error(error)
             raise UserError(f"{self.path} is broken at frame {index + 1} ({reason}); give another") from None

@@ -32,7 +32,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 if TYPE_CHECKING:
-    from images.sources import ImageSource
+    from images.source import ImageSource
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # GIFs are often saved with another extension
 MAX_PIXELS = 50_000_000  # of one image; larger ones are scans, panoramas, or made to exhaust the memory

@@ -16,13 +16,13 @@ from PIL import Image, ImageSequence
 from system.progress import ProgressBar
 
 if TYPE_CHECKING:
-    from images.sources import ImageSource
+    from images.source import ImageSource
 
 ValueRange = tuple[float, float]  # the values that become 0 and 255
 INTEGER_RANGES = ((0, 255), (0, 1023), (0, 4095), (0, 16383), (0, 65535))  # of 8, 10, 12, 14 and 16 bits
 FLOAT_RANGES = ((0, 1), (-1, 1), (0, 255))
 TOLERANCE = 0.05  # a resize makes values that lie outside of a range by a few percent of its width
-MIN_USED = 0.25  # the least part of a range that the values reach; if they reach less, images would be nearly black
+MIN_USED = 0.25  # the least part of a range that the values use; with less, images would be nearly black, or flat
 
 
 class Extent(NamedTuple):
@@ -83,13 +83,15 @@ def measure_extent(image: Image.Image) -> Extent:
 def choose_range(extents: list[Extent]) -> ValueRange:
     """Return the range of values that becomes 0 to 255, for all images with these extents.
 
-    The range is the first usual one that contains all values and of which the values reach a quarter; if there is none,
-    as for CT images, the range is from the smallest to the largest value.
+    The range is the first usual one that contains all values and of which the values use a quarter; if there is none,
+    as for CT images, the range is from the smallest to the largest value. Ranges of more than 8 bits have many more
+    values than gray levels, so of these the values must use a quarter from the smallest to the largest value: thermal
+    images and CT images with an offset use a small part far from 0. Of other ranges the quarter begins at 0.
     """
     low, high = min((one.low for one in extents), default=0.0), max((one.high for one in extents), default=0.0)
     for black, white in FLOAT_RANGES if any(one.is_float for one in extents) else INTEGER_RANGES:
         margin = TOLERANCE * (white - black)
-        used = high - min(low, 0)
+        used = high - (low if white > 255 and low < high else min(low, 0))
         if black - margin <= low and high <= white + margin and used >= MIN_USED * (white - black):
             return float(black), float(white)
     if low < high:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 import av
 import numpy as np
 import torch
+from av.video.frame import PictureType
 from av.video.reformatter import ColorRange
 from PIL import Image
 
@@ -23,8 +24,7 @@ from utils import UserError
 # Extension of a video -> FFmpeg's format, its codec, pixel format and options.
 # x264's AVX-512 code reads uninitialized memory, so the same small frames would give a different file each time.
 _NO_AVX512 = {"x264-params": "asm=AVX2"} if torch.backends.cpu.get_cpu_capability() == "AVX512" else {}
-# Without B-frames (bf) frames are stored in the order of their times, or the duration of the last one would be lost.
-_H264 = ("libx264", "yuv420p", {"crf": "18", "preset": "veryfast", "bf": "0", **_NO_AVX512})
+_H264 = ("libx264", "yuv420p", {"crf": "18", "preset": "veryfast", **_NO_AVX512})
 VIDEO_FORMATS = {
     ".mp4": ("mp4", *_H264),
     ".mov": ("mov", *_H264),
@@ -245,7 +245,9 @@ def _encodable(frames: Iterable[Frame], stream: Any, durations: dict[int, int]) 
     """Yield frames in the format of a stream, then None; note the duration of each by its time."""
     is_gif, time_base = stream.pix_fmt == "pal8", stream.codec_context.time_base
     graph: Any = None
-    for time, duration, pixels in frames:
+    frames, ahead = itertools.tee(frames)
+    second_next = itertools.islice(itertools.chain(ahead, [None, None]), 2, None)
+    for (time, duration, pixels), later in zip(frames, second_next, strict=True):
         durations[time] = duration
         pixels = pixels[:, :, :3]  # transparent pixels are already on white
         if not is_gif:
@@ -260,7 +262,10 @@ def _encodable(frames: Iterable[Frame], stream: Any, durations: dict[int, int]) 
             yield from _filtered(graph, frame)
         else:
             matrix = guess_matrix(stream.width, stream.height)
-            yield frame.reformat(format=stream.pix_fmt, dst_colorspace=matrix, dst_color_range=ColorRange.MPEG)
+            frame = frame.reformat(format=stream.pix_fmt, dst_colorspace=matrix, dst_color_range=ColorRange.MPEG)
+            if later is None:  # a B-frame stored after the last frame would take its place, and its duration be lost
+                frame.pict_type = PictureType.P
+            yield frame
     if graph is not None:
         yield from _filtered(graph, None)
     yield None

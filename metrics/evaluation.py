@@ -11,11 +11,12 @@ from torch import Tensor
 
 from data_loader import ImageBatches
 from images.decoding import decode_all
-from images.sources import ImageSource, find_domains
+from images.source import ImageSource
 from metrics.distances import Measurement, compare, compare_pairs, nearest, pairwise_ssim
 from metrics.features import Features, UnavailableError, extract_features, load_features
 from models import sample_latents
 from runs.records import describe_changes
+from sources.domains import find_domains
 from system.processes import rank
 from utils import LOG, UserError, from_uint8, to_uint8
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runs.file_kinds import unpack
 from system.progress import ProgressBar
 from utils import UserError, one_line
 
@@ -80,7 +81,7 @@ def _load_inception(weights: Path, device: torch.device) -> Features:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     try:
-        torch.load(weights, weights_only=True)  # torch-fidelity itself would also run code in a hostile file
+        unpack(weights.read_bytes())  # torch-fidelity itself would also run code in a hostile file
         with torch.random.fork_rng(devices=[]):  # a network begins with random weights
             network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights)).to(device)
     except Exception as error:  # pickles of any kind
@@ -124,7 +125,7 @@ def _load_torchvision(path: Path, device: torch.device) -> Features:
     if name not in models.list_models(module=models):
         raise ValueError(f"torchvision has no model {name}: keep the file's own name, such as resnet18-f37072fd.pth")
     network = models.get_model(name, weights=None)
-    network.load_state_dict(torch.load(path, weights_only=True))
+    network.load_state_dict(unpack(path.read_bytes()))
     for head in ("fc", "classifier", "head", "heads"):
         if hasattr(network, head):
             setattr(network, head, nn.Identity())
@@ -153,8 +154,10 @@ def load_features(features: str, inception_weights: str | None, device: torch.de
     if not os.path.isfile(path):
         raise UserError(f"--features: there is no file {features}; use inception, pixels or a file")
     try:
-        with zipfile.ZipFile(path) as archive:
-            is_script = any("/code/" in name for name in archive.namelist())
+        is_script = False
+        if zipfile.is_zipfile(path):  # weights in the format of before PyTorch 1.6 are none
+            with zipfile.ZipFile(path) as archive:
+                is_script = any("/code/" in name for name in archive.namelist())
         with torch.random.fork_rng(devices=[]):  # a network begins with random weights
             loaded = (_load_torchscript if is_script else _load_torchvision)(path, device)
         tried = extract_features(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), loaded, device)

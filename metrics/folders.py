@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from images import sources
 from images.decoding import decode, describe_error, open_image
-from images.sources import FolderSource
 from images.values import ValueRange, find_scale
+from sources import folders as image_folders
+from sources.folders import FolderSource
 from system.progress import ProgressBar
 from utils import LOG, UserError, shorten
 
@@ -50,7 +50,7 @@ def read_folders(folders: Mapping[str, str], size: int | None, value_range: Valu
         if scale is not None:
             LOG.info("%s", scale.describe())
         elif value_range is not None and len(found) > 1:  # for one folder it is the range of a run
-            LOG.info("--value_range does nothing: the images have 8 bits per value")
+            LOG.info("--value_range does nothing: no gray image has more than 8 bits per value")
         images = [_decode_folder(source, size, scale.range if scale else None, pool) for source in found]
     return images
 
@@ -60,7 +60,7 @@ def _list_folder(folder: str, argument: str) -> FolderSource:
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f"{folder} is neither a run folder, nor a checkpoint, nor a folder of images; give one of them")
-    source = sources.read_folder(path, flag=argument)
+    source = image_folders.read_folder(path, flag=argument)
     if source.left_out:
         LOG.info("Left out in %s: %s", folder, source.left_out)
     return source

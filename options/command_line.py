@@ -78,7 +78,7 @@ def add_options(parser: argparse.ArgumentParser, cls: type, common: type | None 
             arguments.update(action="extend", nargs="+")
         group = groups[meta["group"]]
         if meta["positional"]:
-            group.add_argument(field.name, nargs=None if meta["required"] else "?", **arguments)
+            group.add_argument(field.name, **{"nargs": None if meta["required"] else "?", **arguments})
             continue
         group.add_argument(flag_of(field), *meta["aliases"], dest=field.name, required=meta["required"], **arguments)
         if kind is not bool and meta["const"]:  # a preset may have turned it on

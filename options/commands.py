@@ -105,9 +105,9 @@ class GenerateOptions(CommandOptions):
 
     # fmt: off
     run: str = option(
-        "", "run folder, or a checkpoint file; or a generator of pytorch-CycleGAN-and-pix2pix, such as "
-        "latest_net_G_A.pth", positional=True, required=True, metavar="RUN", is_path=True,
-        read=read_run)
+        "", "run folder, or a checkpoint file; for translate and export also a generator of the CycleGAN "
+        "authors' code, such as latest_net_G_A.pth, or pretrained:NAME", positional=True, required=True, metavar="RUN",
+        is_path=True, read=read_run)
     out: str = option(
         "", "the file or folder to write", required=True, aliases=("-o",), metavar="OUTPUT", is_path=True)
     overwrite: bool = option(False, "replace files that exist")
@@ -222,7 +222,7 @@ class TranslateOptions(GenerateOptions):
         "", "an image, a folder or a video, as INPUT is; a video also for an animated image", required=True,
         aliases=("-o",), metavar="OUTPUT", is_path=True)
     direction: str | None = option(
-        None, "from which domain to which; required", metavar="{X2Y,Y2X}")
+        None, "from which domain to which; required, unless RUN is one generator", metavar="{X2Y,Y2X}")
     image_size: int | None = option(
         None, "resize the shorter side to S first, and keep this size; default: no change", at_least=8, at_most=8192,
         metavar="S")
@@ -258,5 +258,5 @@ class ExportOptions(GenerateOptions):
         is_path=True)
     format: str = option("", "kind of file", required=True, choices=("onnx", "torchscript"))
     direction: str | None = option(
-        None, "for a CycleGAN: from which domain to which", metavar="{X2Y,Y2X}")
+        None, "from which domain to which; required for a CycleGAN, unless RUN is one generator", metavar="{X2Y,Y2X}")
     # fmt: on

@@ -189,8 +189,8 @@ class CommonOptions:
             value = getattr(self, field.name)
             if field.metadata["keeps_absolute"] and value is not None and value.strip():
                 # os.path: pathlib raises errors for names that are too long.
-                is_folder = field.name in self.DATA_FLAGS or (field.name == "init_from" and os.path.isdir(value))
-                if (os.path.isdir if is_folder else os.path.isfile)(value):
+                may_be_folder = field.name in (*self.DATA_FLAGS, "init_from")
+                if (os.path.exists if may_be_folder else os.path.isfile)(value):
                     found[field.name] = str(Path(value).resolve())
         return dataclasses.replace(self, **found)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from options.commands import CommandOptions
-from options.fields import option
+from options.fields import DEVICES, option
 from options.value_range import read_value_ranges
 
 
@@ -90,13 +90,40 @@ class FacesOptions(DatasetOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class DiffuseOptions(DatasetOptions):
-    """Let a pretrained diffusion model paint images.
+    """Make images with a pretrained diffusion model.
 
-    python dataset.py diffuse "a grumpy cat" -n 64 --model FOLDER_OR_HUB_NAME -o data/more-cats
+        python dataset.py diffuse "a grumpy cat" -n 64 --model stable-diffusion-v1-5/stable-diffusion-v1-5 -o data/more
+        python dataset.py diffuse -n 64 --model google/ddpm-cat-256 --steps 100 -o data/cats-256
+
+    The model is a folder that diffusers' save_pretrained wrote, or a name on the Hugging Face Hub: a pipeline that
+    makes images of a text, or without a text. Only weights in safetensors are read, and code of a model is never run.
+    With HF_HUB_OFFLINE=1 only models in the hub's cache are used.
+
+    Image K depends on the seed plus K only, whatever -n and --batch_size are. The same command continues where it
+    stopped, and a larger -n adds images; an image that you delete stays deleted. diffusion.json beside the images
+    records prompt, model, version and options. Use a GPU: on a CPU one image takes minutes to hours.
+    Needs pip install -r requirements-diffusion.txt
     """
 
     # fmt: off
-    prompt: str | None = option(None, "text of the images", positional=True, metavar="PROMPT")
+    prompt: str | None = option(
+        None, "text of the images, for a model that reads one", positional=True, metavar="PROMPT")
+    n: int = option(None, "number of images", flag="-n", required=True, at_least=1, at_most=1_000_000, metavar="N")
+    out: str = option("", "folder of the images", required=True, aliases=("-o",), is_path=True, metavar="FOLDER")
+    model: str = option(
+        "", "folder of the model, or its name on the Hugging Face Hub", required=True, is_path=True,
+        metavar="FOLDER_OR_HUB_NAME")
+    seed: int = option(0, "seed of image 0; image K has the seed plus K", at_least=0, at_most=2**63 - 1)
+    steps: int | None = option(
+        None, "denoising steps: fewer are faster; default: that of the model", at_least=1, at_most=10_000, metavar="N")
+    guidance: float | None = option(
+        None, "how closely images follow the prompt; default: that of the model", at_least=0, at_most=100, metavar="G")
+    negative_prompt: str | None = option(None, "text of what images should not show", metavar="TEXT")
+    size: int | None = option(
+        None, "height and width in pixels; default: those of the model, which are best", at_least=8, at_most=4096,
+        metavar="S")
+    batch_size: int = option(4, "images at a time; changes images only by rounding", at_least=1)
+    device: str = option("auto", "auto: CUDA, else MPS, else CPU", choices=DEVICES)
     # fmt: on
 
 

@@ -55,7 +55,7 @@ def option(
         required: the command line must give the option.
         read: function from the argument to the value, if the field's type cannot convert it; raises ValueError.
         repeats: the option may be given several times; the value is the list of all.
-        several: the flag takes one or more values; the value is the list of all.
+        several: the option takes one or more values; the value is the list of all.
     """
     metadata = {name: value for name, value in locals().items() if name != "default"}
     return dataclasses.field(default=default, metadata=metadata)

@@ -6,9 +6,12 @@ from options.fields import DIFFAUGMENT_ALL
 
 Preset = tuple[str, dict[str, Any]]  # a line for `--preset list`, and the options
 
-# Shared by several presets: how the course projects train, their cats, and their models for 256x256.
+# Shared by several presets: how the course projects train, their cats, Leo's faces, and their models for 256x256.
 _COURSE: dict[str, Any] = dict(lr=2e-4, ema_decay=0.0)
 _CATS: dict[str, Any] = dict(X="cat/grumpifyAprocessed", Y="cat/grumpifyBprocessed")
+_FACES: dict[str, Any] = dict(
+    _COURSE, data_aug="deluxe", use_diffaug=DIFFAUGMENT_ALL, disc="patch", spectral_norm=True, lr_policy="linear"
+)
 _LARGE: dict[str, Any] = dict(
     image_size=256,
     data_aug="deluxe",
@@ -38,6 +41,10 @@ DCGAN_PRESETS: dict[str, Preset] = {
     "grumpycat64_best": (
         "the best that we found so far for the same cats: patch, DiffAugment and our defaults, 6,400 iterations",
         dict(data="cat/grumpifyBprocessed", disc="patch", use_diffaug=DIFFAUGMENT_ALL, train_iters=6400)),
+    "leo": (
+        "Leo: the faces of one person (dataset.py faces), patch, spectral norm, deluxe, DiffAugment, 5,000 epochs, "
+        "rate constant for half, then linear to 0",
+        dict(_FACES, data="faces/me", num_epochs=5000)),
     "grumpycat256": (
         "Leo: the same at 256x256, deluxe, DiffAugment",
         dict(_COURSE, data="cat/grumpifyBprocessed", image_size=256, data_aug="deluxe",
@@ -87,6 +94,10 @@ CYCLEGAN_PRESETS: dict[str, Preset] = {
              gan_mode="lsgan", pool_size=50, use_cycle_consistency_loss=True, cycle_loss="L1", lambda_cycle=10.0,
              use_identity_loss=True, lambda_identity=5.0, lr=2e-4, beta1=0.5, beta2=0.999, lr_policy="linear",
              ema_decay=0.0, train_iters=266_800)),
+    "leo": (
+        "Leo: the faces of two persons (dataset.py faces), patch, cycle, spectral norm, deluxe, DiffAugment, 30,000 "
+        "iterations, rate constant for half, then linear to 0",
+        dict(_FACES, X="faces/me", Y="faces/other", use_cycle_consistency_loss=True, train_iters=30_000)),
     "cats256": (
         "Leo: cats at 256x256, patch, cycle and identity, lambda 5",
         dict(_COURSE, **_CATS, **_LARGE)),

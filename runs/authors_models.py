@@ -34,8 +34,8 @@ def find_files(folder: Path, label: str = "latest") -> dict[str, Path]:
 
 
 def name_of(path: Path) -> str:
-    """Return our name of the network in a file of theirs; G_XtoY for a name such as horse2zebra.pth."""
-    return NETWORKS.get(path.stem.rpartition("_net_")[2], "G_XtoY")
+    """Return our name of the generator in a file of theirs: G_YtoX of latest_net_G_B.pth, else G_XtoY."""
+    return NETWORKS["G_B"] if path.stem.endswith("_net_G_B") else NETWORKS["G"]
 
 
 def to_our_names(content: Any, name: str) -> dict[str, Tensor]:

@@ -53,7 +53,8 @@ def read_file(path: Path, step: int | None = None) -> dict[str, Any]:
         Exception: the file is damaged or something else; torch.load has no single exception for that.
     """
     content = _read(path)
-    if not isinstance(content, dict) or "format" not in content:
+    is_ours = isinstance(content, dict) and isinstance(content.get("format"), int) and "step" in content
+    if not is_ours:
         return to_checkpoint({(name := name_of(path)): to_our_names(content, name)})
     if content["format"] > FORMAT:
         raise UserError(f"{path} has format {content['format']}, this program reads {FORMAT}; update it")

@@ -33,6 +33,8 @@ def name_kind(data: bytes) -> str | None:
             return kind
     if data[8:9] == b"{" and int.from_bytes(data[:8], "little") < len(data):
         return "a safetensors file"
+    if data[257:262] == b"ustar":
+        return "a tar archive"
     if data[:1] == b"\x08" and data[2:3] in (b"\x12", b":"):  # the fields ir_version, then producer_name or graph
         return "an ONNX model"
     with contextlib.suppress(Exception):  # Pillow raises any exception for bytes that are not an image
@@ -42,7 +44,7 @@ def name_kind(data: bytes) -> str | None:
         return _name_kind_of_zip(data)
     with contextlib.suppress(UnicodeDecodeError):
         text = codecs.getincrementaldecoder("utf-8")().decode(data[:1000])
-        if "\0" not in text and not text.startswith("\x80"):
+        if "\0" not in text:
             return "a web page" if re.match(r"\s*<(!doctype )?html", text, re.IGNORECASE) else "a text file"
     return None
 
@@ -86,8 +88,8 @@ def unpack(data: bytes) -> Any:
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # its message advises to load the file unsafely
         found = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
-        what = f"Python objects such as {found[1]}" if found else "Python objects"
-        raise ValueError(f"it contains {what}, which cannot be read without running code from the file") from None
+        what = f"it contains Python objects such as {found[1]}," if found else "it is a Python pickle of another kind,"
+        raise ValueError(f"{what} which cannot be read without running code from the file") from None
     except RuntimeError as error:
         if "magic number" in str(error) or "tar format" in str(error):
             raise ValueError("it is a Python pickle that torch.save did not write") from None

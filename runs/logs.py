@@ -14,7 +14,6 @@ from runs.checkpoints import BEST
 from runs.plots import save_losses
 from runs.tables import (
     METRICS,
-    append_metrics,
     append_rows,
     find_scores,
     format_cell,
@@ -119,14 +118,19 @@ class RunLogs:
     def add_metrics(self, step: int, rows: list[dict[str, Any]]) -> bool:
         """Add an evaluation while training to metrics.csv; return whether it is the best so far. Rank 0 only."""
         rows = [{"step": step, "source": "training", **row} for row in rows]
-        append_metrics(self.folder, rows)
-        self.metrics = read_metrics(self.folder)
+        with self.continue_after_errors("writing metrics.csv"):
+            append_rows(self.folder / "metrics.csv", METRICS, rows)
+        cells = [{name: format_cell(value) for name, value in row.items()} for row in rows]
+        self.metrics += [{name: "" if cell is None else str(cell) for name, cell in row.items()} for row in cells]
         with self.continue_after_errors(TRACKER):
             names = ["/".join(filter(None, ("metrics", row["task"], row["split"], row["metric"]))) for row in rows]
             values = {name.replace(" ", "_"): row["value"] for name, row in zip(names, rows, strict=True)}
             if self.tracker is not None:
                 self.tracker.scalars(values, step)
         name, scores = find_scores(self.metrics)
+        if step not in scores:
+            LOG.warning("Iteration %d: %s has no finite value", step, name)
+            return False
         now = statistics.mean(scores[step].values())
         is_best = all(now < statistics.mean(values.values()) for at, values in scores.items() if at != step)
         LOG.info("Iteration %d: %s %.4g%s", step, name, now, f", the best so far: {BEST}" if is_best else "")

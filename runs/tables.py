@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,8 @@ def append_metrics(folder: Path, rows: list[dict[str, Any]]) -> Path:
 def find_scores(metrics: list[dict[str, str]]) -> tuple[str, dict[int, dict[str, float]]]:
     """Return the metric that counts in the evaluations while training: its name, and step -> task -> value.
 
-    It is the metric of the first row of the newest evaluation, in the same split and features; less is better.
+    It is the metric of the first row of the newest evaluation, in the same split and features; less is better. Values
+    that are not finite are left out: an earlier version of the program recorded them.
     """
     metrics = [row for row in metrics if row["source"] == "training"]
     if not metrics:
@@ -107,6 +109,7 @@ def find_scores(metrics: list[dict[str, str]]) -> tuple[str, dict[int, dict[str,
     first = next(row for row in metrics if row["step"] == metrics[-1]["step"])
     scores: dict[int, dict[str, float]] = {}
     for row in metrics:
-        if all(row[key] == first[key] for key in ("metric", "split", "features")):
-            scores.setdefault(int(row["step"]), {})[row["task"]] = float(row["value"])
+        value = float(row["value"])
+        if math.isfinite(value) and all(row[key] == first[key] for key in ("metric", "split", "features")):
+            scores.setdefault(int(row["step"]), {})[row["task"]] = value
     return f"{first['metric']} ({first['features']})", scores

@@ -11,8 +11,8 @@ import images.decoding
 from data_loader import ImageBatches, load_images
 from images.augment import AUGMENTATIONS
 from images.decoding import decode, open_image
-from images.sources import EXTENSIONS, list_images
 from options.training import CycleOptions, VanillaOptions
+from sources.folders import EXTENSIONS, list_images
 from tests.helpers import corpus
 from tests.helpers.corpus import reported
 from utils import UserError

@@ -71,7 +71,7 @@ def _copy_networks(state: TrainingState, content: dict[str, Any], options: "Comm
     names = ", ".join(name for name, weights in taken.items() if weights)
     state.notes.append(f"Weights of {names} from {where}, iteration {content['step']}")
     if left_out:
-        state.notes.append(f"Not taken, because of other shapes or names: {shorten(left_out, 20, '; ')}")
+        state.notes.append(f"Not taken, because of other shapes or names: {'; '.join(left_out)}")
     new = [name for name in state.networks if not taken.get(name)]
     if new:
         state.notes.append(f"{', '.join(new)}: new weights")

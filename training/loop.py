@@ -218,8 +218,9 @@ class _Loop:
     def draw(self) -> None:
         """Draw what the networks generate now."""
         if rank() == 0:
-            for name, grid in self.recipe.draw_samples(self.state, self.options).items():
-                self.run.logs.save_grid(name, self.state.step, grid)
+            with self.run.logs.continue_after_errors("drawing the grids of samples"):
+                for name, grid in self.recipe.draw_samples(self.state, self.options).items():
+                    self.run.logs.save_grid(name, self.state.step, grid)
 
     def warn(self) -> None:
         """Warn about problems, about each kind once per run."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import vanilla_gan
-from images import sources
+from sources import folders
 from system.program import run_main
 from tests.conftest import command, resume, train
 
@@ -119,7 +119,7 @@ def test_mistake_of_cycle_gan(mistake, workspace, capsys):
 @pytest.mark.parametrize("script, name", [("vanilla_gan.py", "--data"), ("cycle_gan.py", "--X")])
 def test_a_missing_folder_of_a_preset(script, name, tmp_path, monkeypatch, capsys):
     """The message says that the folder comes from the preset."""
-    monkeypatch.setattr(sources, "DATA_ROOT", tmp_path)
+    monkeypatch.setattr(folders, "DATA_ROOT", tmp_path)
     assert train("--preset=hasey", f"--checkpoint_dir={tmp_path / 'runs'}", script=script) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and f"{name} of the preset hasey: there is no folder cat/grumpify" in err

@@ -13,13 +13,13 @@ import cycle_gan
 import evaluate
 import vanilla_gan
 from images.decoding import decode, open_image
-from images.sources import list_images
 from images.toy_cats import ensure_toy_cats
 from metrics.distances import frechet_distance
 from metrics.features import pixels
 from options.command_line import parse_command
 from options.commands import EvaluateOptions
 from runs.tables import read_metrics
+from sources.folders import list_images
 from system.program import run_main
 from tests.conftest import ROOT as PROJECT
 from tests.conftest import Canary, assert_same, command, make_domains, make_photo, resume, train
@@ -467,9 +467,11 @@ def test_the_split_of_a_run_stays_when_images_are_added(split, workspace, tmp_pa
         line.rpartition(": ")[2] for line in out.splitlines() if "added since the run began, which are not" in line
     ]
     assert counts == (["3", "1"] if split == "--test_split" else ["3", "2"]), "bad.png is known; one line per domain"
-    assert "has changed since" not in out
+    assert "has changed since" not in out and "data.json" not in out
     (run / "data.json").unlink()
     assert numbers(run, out=tmp_path / "again") != expected
+    warning = f"Warning: {run} has no data.json of the run, so the images are split again. "
+    assert capsys.readouterr().out.count(warning) == (split == "--test_split")
 
 
 def test_images_that_changed_or_are_missing_are_named(trained, tmp_path, capsys):

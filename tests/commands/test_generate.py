@@ -363,7 +363,7 @@ def test_animations_in_a_folder(workspace, capsys):
     # Files of an earlier command are not removed, since they may be the user's, but a line tells about them.
     (workspace / "in/e.png").unlink()
     assert generate_cli("translate", "fruit", "in", "--direction=X2Y", "-o", "out", "--overwrite") == 0
-    assert "out also contains 1 files that are not from this command" in capsys.readouterr().out
+    assert "Other files in out, which are not from this command: 1" in capsys.readouterr().out
 
 
 def test_pages_of_other_sizes_and_with_16_bits(workspace, capsys):

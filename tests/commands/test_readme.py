@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import importlib.util
 import io
 import os
 import re
@@ -18,16 +19,18 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from tfrecord import TFRecordWriter
 
 import dataset
 import evaluate
 import generate
-from images import sources
 from images.video import Frame, write_video
 from options.command_line import parse_command, parse_subcommand
 from options.commands import EvaluateOptions
+from sources import folders
 from system.program import run_main
 from tests.conftest import ROOT, TINY, FinishedRun, command, make_photo, resume
+from tests.helpers.tiny_diffusion import make_text_to_image
 
 MAX_README_LINES = 180
 PAGES = {
@@ -44,7 +47,10 @@ def find_commands(text: str) -> list[str]:
     return list(dict.fromkeys(line for line in commands if re.match(r"python (?!-m pytest)|torchrun ", line)))
 
 
-COMMANDS = find_commands(TEXT)  # a command of several pages runs once
+HAS_DIFFUSERS = importlib.util.find_spec("diffusers") is not None  # of requirements-diffusion.txt
+COMMANDS = [  # a command of several pages runs once
+    line for line in find_commands(TEXT) if HAS_DIFFUSERS or "dataset.py diffuse" not in line
+]
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +72,8 @@ def project(checkout):
         "data/summer2winter_yosemite/trainB",
         "data/gan-getting-started/monet_jpg",
         "data/gan-getting-started/photo_jpg",
+        "data/faces/me",
+        "data/faces/other",
     ):
         (checkout / folder).mkdir(parents=True)
         for i in range(6):
@@ -74,6 +82,15 @@ def project(checkout):
     (checkout / "photos/album").mkdir()
     for name in ("album/1.jpg", "me-1.jpg", "me-2.jpg"):  # a real face
         shutil.copy(Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg", checkout / "photos" / name)
+    if HAS_DIFFUSERS:  # a folder with the name that the model has on the hub
+        make_text_to_image(checkout / "stable-diffusion-v1-5/stable-diffusion-v1-5")
+    for name in ("monet", "photo"):
+        records = checkout / f"data/gan-getting-started/{name}_tfrec"
+        records.mkdir()
+        writer = TFRecordWriter(str(records / f"{name}00-6.tfrec"))
+        for path in sorted((checkout / f"data/gan-getting-started/{name}_jpg").iterdir()):
+            writer.write({"image": (path.read_bytes(), "byte"), "image_name": (path.stem.encode(), "byte")})
+        writer.close()
     frames = (Frame(i, 1, np.asarray(make_photo((40, 30), i))) for i in range(4))
     write_video(checkout / "photos/film.mp4", frames, Fraction(25), Fraction(1, 25))
     return checkout
@@ -91,6 +108,8 @@ def read_command(line: str, project: Path) -> tuple[list[str], str, list[str]]:
         resumed = arguments[arguments.index("--resume") + 1] if "--resume" in arguments else "none"
         extra = [f"--train_iters={2 + len(list((project / resumed).glob('checkpoint-*.pt')))}"]
         arguments += extra if "--resume" in arguments else [*TINY[script], *extra, "--log_step=1"]
+    if "diffuse" in arguments:
+        arguments += ["--steps=1"]
     if script.startswith("benchmarks/"):
         arguments += ["--seconds=0.1", "--rounds=1"]
     return launcher, script, arguments
@@ -141,7 +160,7 @@ def results(project):
         first = [line for line in apart if "--resume" not in line]
         results = dict(zip(first, pool.map(partial(run_apart, project=project), first), strict=True))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "DATA_ROOT", project / "data")
+        patch.setattr(folders, "DATA_ROOT", project / "data")
         for line in COMMANDS:
             if line not in results:
                 run = run_apart if line in (*apart, resumed_apart) else run_here

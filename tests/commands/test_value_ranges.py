@@ -123,7 +123,7 @@ def test_a_range_does_nothing_for_photos_and_is_refused_if_it_is_none(runs, tmp_
     photos = str(runs / "photos")
     flags = ["--direction=Y2X", "--value_range=0,9", f"-o={tmp_path / 'a'}"]
     assert translate(str(runs / "scans"), photos, *flags) == 0
-    assert "--value_range does nothing: the images have 8 bits per value" in capsys.readouterr().out
+    assert "--value_range does nothing: no gray image has more than 8 bits per value" in capsys.readouterr().out
     for program in ("translate", "evaluate"):
         with pytest.raises(SystemExit) as stop:
             if program == "translate":

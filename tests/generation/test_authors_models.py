@@ -282,10 +282,11 @@ def test_generators_that_are_not_read(edit, words, tmp_path):
         ({}, "it contains a dict"),
     ],
 )
-def test_other_contents_are_named(weights, words, tmp_path):
-    torch.save(weights, tmp_path / "file.pth")
+@pytest.mark.parametrize("name", ["file.pth", "latest_net_G_B.pth", "latest_net_D_A.pth"])
+def test_other_contents_are_named(weights, words, name, tmp_path):
+    torch.save(weights, tmp_path / name)
     with pytest.raises(UserError) as raised:
-        load_trained(tmp_path / "file.pth")
+        load_trained(tmp_path / name)
     assert words in str(raised.value) and "\n" not in str(raised.value)
 
 

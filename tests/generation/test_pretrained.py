@@ -90,7 +90,7 @@ def test_a_file_that_the_user_put_there(server, cache):
     torch.save(random_generator(6), cache / "cyclegan-zebra2horse.pth")
     assert fetch_pretrained("zebra2horse").exists() and not server.requests
     (cache / "cyclegan-sat2map.pth").write_bytes(b"<html>")
-    with pytest.raises(UserError, match=r"cyclegan-sat2map\.pth: no weights \(.*a web page.*\)"):
+    with pytest.raises(UserError, match=r"cyclegan-sat2map\.pth: no weights \(.*a web page\); delete it, and use"):
         fetch_pretrained("sat2map")
     assert (cache / "cyclegan-sat2map.pth").exists(), "a file of the user is not deleted"
 
@@ -112,7 +112,7 @@ def test_a_failed_download(server, cache, horse, tmp_path, capsys, fault):
     words = {
         "network": "no connection to the server",
         "missing": f"404 Not Found; get the file in another way and put it at {cache}",
-        "page": "a web page",
+        "page": "a web page); try again later",
         "changed": "is not that of the first download",
     }
     err = capsys.readouterr().err

@@ -29,10 +29,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import training.loop
-from images import sources
 from images.toy_cats import check_size
 from options.common import CommonOptions
 from options.fields import MAX_INT, option_fields
+from sources import domains, folders
 from tests.conftest import MODULES, OPTIONS, ROOT, TINY, make_domains, resume
 
 SECONDS = 60.0  # the time limit of a tiny run
@@ -308,8 +308,8 @@ def find_fault(workspace: Workspace, parts: list[Part], seconds: float = SECONDS
         with (
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
-            mock.patch.object(sources, "DATA_ROOT", workspace.folder / "data"),
-            mock.patch.object(sources, "ensure_toy_cats", lambda root, size: check_size(size) or workspace.domains),
+            mock.patch.object(folders, "DATA_ROOT", workspace.folder / "data"),
+            mock.patch.object(domains, "ensure_toy_cats", lambda root, size: check_size(size) or workspace.domains),
             mock.patch.object(nn.Module, "compile", lambda self: None),  # takes a minute for each
             mock.patch.dict(os.environ, {"WANDB_MODE": "disabled", "HOME": str(workspace.case / "home")}),
             mock.patch.multiple(training.loop, grid_columns=small_grid),

@@ -25,7 +25,8 @@ from torch import nn
 
 from data_loader import ImageBatches
 from generation.translation import translate_files
-from images.sources import Domain, FolderSource, list_images
+from sources.domains import Domain
+from sources.folders import FolderSource, list_images
 from system.program import LineFormatter
 from utils import LOG, UserError
 

@@ -90,6 +90,20 @@ def test_an_animation_becomes_a_video(tmp_path, ending, plays):
         assert np.abs(frame.pixels[18, 24].astype(int) - color).max() <= 6 and frame.pixels[1, 1].min() > 230
 
 
+@pytest.mark.parametrize("ending", [".mp4", ".mkv", ".webm"])
+@pytest.mark.parametrize("milliseconds, expected", [(100 / 3, 1 / 30), (1001 / 30, 1001 / 30000), (0.25, 0.001)])
+def test_frames_of_any_delay_become_a_video(tmp_path, ending, milliseconds, expected):
+    """A PNG states any fraction of a second, such as a thirtieth; a video states times in whole milliseconds."""
+    frames = [Image.new("L", (16, 16), 8 * i) for i in range(30)]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:], duration=milliseconds)
+    animation = Animation(tmp_path / "a.png")
+    assert animation.rate == pytest.approx(1 / expected)
+    path = tmp_path / f"b{ending}"
+    assert write_video(path, animation, animation.rate, animation.time_base) == 30
+    video = Video(path)
+    assert len(list(video)) == 30 and float(video.ended) == pytest.approx(30 * expected, abs=0.002)
+
+
 def test_pages_may_differ_in_size_and_kind(tmp_path):
     pages = [
         Image.new("I;16", (24, 20), 30000),

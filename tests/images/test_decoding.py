@@ -11,8 +11,8 @@ from PIL import Image
 import images.decoding
 from data_loader import load_images
 from images.decoding import decode, decode_all, open_image, to_rgb
-from images.sources import EXTENSIONS, FolderSource, list_images
 from options.training import CycleOptions
+from sources.folders import EXTENSIONS, FolderSource, list_images
 from tests.conftest import make_photo
 from tests.helpers.corpus import batches, reported
 

@@ -17,11 +17,11 @@ from data_loader import load_images
 from generation.translation import resize_shorter
 from images.decoding import MAX_PIXELS, TF, crop_extreme_aspect_ratio, decode, describe_error, open_image
 from images.files import read_image
-from images.sources import list_images
 from metrics.evaluation import load_real_images
 from metrics.folders import read_folder
 from options.command_line import parse_subcommand
 from options.training import VanillaOptions
+from sources.folders import list_images
 from system.program import run_main, set_up_log
 from tests.conftest import FinishedRun, make_domains, make_photo, resume, train
 from tests.helpers import corpus

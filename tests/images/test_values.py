@@ -14,8 +14,8 @@ from PIL import Image
 import images.decoding
 from images.decoding import decode_all, open_checked, to_rgb
 from images.files import image_to_pixels
-from images.sources import FolderSource, list_images
 from images.values import Extent, Scale, choose_range, find_scale, fix_transparency, to_8_bits
+from sources.folders import FolderSource, list_images
 from tests.helpers.corpus import batches, reported
 
 
@@ -51,6 +51,9 @@ def scale_of(folder: Path, value_range=None) -> Scale | None:
         (np.uint16, 0, 1023, (0, 1023)),
         (np.uint16, 0, 255, (0, 255)),
         (np.uint16, 0, 3, (0, 3)),  # labels
+        (np.uint16, 31744, 35839, (31744, 35839)),  # CT images with an offset of 32768
+        (np.uint16, 7000, 9000, (7000, 9000)),  # thermal images
+        (np.uint16, 65535, 65535, (0, 65535)),
         (np.int32, 0, 250, (0, 255)),
         (np.int32, 0, 260, (0, 255)),
         (np.int32, -1024, 3071, (-1024, 3071)),
@@ -164,7 +167,7 @@ def test_a_range_that_is_given_is_used_or_said_to_do_nothing(tmp_path, photos):
     assert lines[1] == "1 image has more than 8 bits: values 0 to 65535 become 0 to 255 (the range that was set)"
     assert batches(files, value_range=(0.0, 65535.0)).images.max() == round(4000 / 257)
     assert reported(batches(list_images(photos), value_range=(0.0, 9.0)))[1:] == [
-        f"--value_range does nothing for {photos}: its images have 8 bits per value"
+        f"--value_range does nothing for {photos}: no gray image there has more than 8 bits per value"
     ]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.video.frame import PictureType
 from PIL import Image, ImageSequence
 
 from images.video import Frame, Video, write_video
@@ -88,6 +89,24 @@ def test_the_duration_of_every_frame_is_kept(tmp_path):
             write_video(tmp_path / target, video, video.rate, video.time_base)
         with Image.open(tmp_path / "c.gif") as image:
             assert [frame.info["duration"] for frame in ImageSequence.Iterator(image)] == [50, 200, 700], ending
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".mov", ".mkv"])
+def test_the_last_duration_is_kept_beside_b_frames(tmp_path, ending):
+    """B-frames are stored after later frames, and make files much smaller."""
+    pixels = np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3)
+    for count in (1, 2, 3, 4, 5, 6, 30):
+        times = [5 * i for i in range(count)]
+        frames = [Frame(time, 5, np.roll(pixels, 3 * i, axis=1)) for i, time in enumerate(times)]
+        frames[-1] = frames[-1]._replace(duration=70)
+        path = tmp_path / f"a{ending}"
+        assert write_video(path, frames, Fraction(20), Fraction(1, 100)) == count
+        video = Video(path)
+        last = list(video)[-1]
+        seconds = [float(units * video.time_base) for units in (last.time, last.duration)]
+        assert seconds == pytest.approx([times[-1] / 100, 0.7], abs=0.001) and video.ended == video.seconds
+    with av.open(str(path)) as container:
+        assert any(frame.pict_type == PictureType.B for frame in container.decode(video=0))
 
 
 @pytest.mark.parametrize("name", ["12:30.mp4", "http:a.gif", "a%20b:.webm"])

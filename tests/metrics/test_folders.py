@@ -36,7 +36,7 @@ def test_a_range_that_is_given(two, photos, capsys):
     assert made.max() == 4 and real.max() == 12
     assert "values 0 to 65535 become 0 to 255 (the range that was set)" in capsys.readouterr().out
     read_folders({"RUN_OR_FOLDER": str(photos), "REFERENCE": str(photos)}, 32, (0.0, 1.0))
-    assert "--value_range does nothing: the images have 8 bits per value" in capsys.readouterr().out
+    assert "--value_range does nothing: no gray image has more than 8 bits per value" in capsys.readouterr().out
 
 
 def test_what_is_left_out_is_said(photos, capsys):

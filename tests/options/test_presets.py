@@ -55,6 +55,8 @@ PUBLISHED = {
     "agrawal": {**LEO, **CATS, "data_aug": "deluxe_autocontrast", "use_diffaug": DIFFAUGMENT_ALL},
     "grumpycat64": {**LEO, **CATS, "image_size": 64, "use_diffaug": "", "use_identity_loss": False},
     "apple2orange64": {**LEO, "data": "apple2orange", "image_size": 64, "lambda_cycle": 10.0},
+    "leo": {**LEO, "X": "faces/me", "Y": "faces/other", "use_diffaug": DIFFAUGMENT_ALL, "spectral_norm": True,
+            "lr_policy": "linear", "train_iters": 30_000},
     "yosemite128": {"data": "summer2winter_yosemite", "image_size": 128, "norm": "batch", "upsample": "deconv",
                     "n_downsample": 3, "n_res_blocks": 6, "res_block_convs": 2, "disc": "patch94", "cycle_loss": "L1",
                     "use_cycle_consistency_loss": True, "g_conv_dim": 64, "d_conv_dim": 64},

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import pickle
+import tarfile
 import warnings
 import zipfile
 
@@ -16,6 +17,7 @@ from torch import nn
 from evaluate import main as evaluate
 from generate import load_generator
 from generation.export import export_torchscript
+from metrics.features import load_features
 from options.command_line import parse_command
 from options.commands import EvaluateOptions
 from runs.checkpoints import read_checkpoint, write_checkpoint
@@ -51,6 +53,16 @@ def archive(**files: bytes) -> bytes:
 def arrays() -> bytes:
     file = io.BytesIO()
     np.savez(file, weights=np.zeros(3))
+    return file.getvalue()
+
+
+def tar() -> bytes:
+    """With a file of torch.save, which zipfile finds there."""
+    content, file = saved(NETWORK.state_dict()), io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as made:
+        member = tarfile.TarInfo("weights.pth")
+        member.size = len(content)
+        made.addfile(member, io.BytesIO(content))
     return file.getvalue()
 
 
@@ -90,6 +102,7 @@ FILES = {
     "script.pt": (torchscript, "it is a TorchScript module, as `generate.py export` writes"),
     "arrays.npz": (arrays, "it is a NumPy archive"),
     "document.docx": (lambda: archive(**{"word/document.xml": b"<w/>"}), "it is a zip archive"),
+    "weights.tar": (tar, "it is a tar archive"),
     "text.gz": (lambda: gzip.compress(b"text"), "it is a gzip archive"),
     "cut.pt": (lambda: saved(NETWORK.state_dict())[:300], "it is cut off or damaged"),
     "noise.pt": (lambda: bytes(range(255, 0, -1)), "torch.save did not write it"),
@@ -97,10 +110,12 @@ FILES = {
     "module.pt": (lambda: saved(NETWORK), OBJECTS),
     "old-module.pt": (lambda: saved(NETWORK, **OLD), OBJECTS),
     "pickle.pkl": (lambda: pickle.dumps({"a": 1}, 2), "it is a Python pickle that torch.save did not write"),
-    "pickle4.pkl": (lambda: pickle.dumps({"a": np.zeros(3)}, 4), "it contains Python objects"),
+    "pickle4.pkl": (lambda: pickle.dumps({"a": np.zeros(3)}, 4), "it is a Python pickle of another kind, which"),
     "weights.pth": (lambda: saved(NETWORK.state_dict()), "a state dict of another program, with 0.weight, 0.bias"),
     "old-weights.pth": (lambda: saved(NETWORK.state_dict(), **OLD), "a state dict of another program, with 0.weight"),
     "training.pth": (lambda: saved({"epoch": 1, "model": {}}), "it contains a dict with epoch, model"),
+    "format.pth": (lambda: saved({"format": "pt", "step": 1}), "it contains a dict with format, step"),
+    "number.pth": (lambda: saved({"format": 1, "model": {}}), "it contains a dict with format, model"),
 }  # fmt: skip
 
 
@@ -132,6 +147,20 @@ def test_other_commands_say_the_same(name, files, tmp_path, capfd):
     out, err = capfd.readouterr()
     assert err.count("\n") == 2 and err.count(FILES[name][1]) == 2 and not out
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("flag", ["--features", "--inception_weights"])
+@pytest.mark.parametrize("name", ["module.pt", "old-module.pt", "cut.pt", "model.safetensors"])
+def test_files_of_other_networks_say_the_same(flag, name, files, tmp_path):
+    """Also in one line of printable text, without PyTorch's advice to load unsafely."""
+    path = tmp_path / "resnet18.pth"  # a name of torchvision
+    path.write_bytes((files / name).read_bytes())
+    features, weights = (str(path), None) if flag == "--features" else ("inception", str(path))
+    with pytest.raises(UserError) as raised:
+        load_features(features, weights, torch.device("cpu"))
+    message = str(raised.value)
+    assert message.startswith(f"{flag}: {path}") and message.isprintable() and "weights_only" not in message
+    assert FILES[name][1][:60] in message
 
 
 @pytest.mark.parametrize("arguments", [{}, OLD])

@@ -1,5 +1,7 @@
 """Logs of a run: log.txt, losses.csv and metrics.csv, and how they are cut back to a checkpoint."""
 
+import math
+
 import pytest
 import torch
 
@@ -129,6 +131,37 @@ def test_metrics_with_other_columns_are_refused(tmp_path):
         with pytest.raises(UserError, match=r"metrics.csv has other columns than this program writes; move it away"):
             call()
     assert (tmp_path / "metrics.csv").read_text() == "a,b\n1,2\n"
+
+
+@pytest.mark.faults
+def test_a_value_that_is_not_finite_is_never_the_best(new_run, capsys):
+    """As rows of an earlier version of the program may be. A later finite value is the best, and is drawn."""
+    values = [math.nan, 5.0, math.inf, 6.0, 4.0]
+    with new_run:
+        best = [new_run.logs.add_metrics(step, [make_row(step, value)]) for step, value in enumerate(values, 1)]
+        assert best == [False, True, False, False, True]
+        assert find_scores(new_run.logs.metrics) == find_scores(read_metrics(new_run.folder))
+        new_run.logs.add_losses(5, {"G": 1.0}, 0.1)
+        new_run.logs.plot_losses({"": ["G"]})
+    assert (new_run.folder / "losses.png").exists()
+    out = capsys.readouterr().out
+    assert out.count("has no finite value") == 2 and "Iteration 2: m (f) 5, the best so far" in out
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("text", ["a;b\n1;2\n", None])
+def test_metrics_that_a_user_changed_do_not_end_a_training(text, new_run, capsys):
+    """Other columns, as a spreadsheet program saves them; and a path that cannot be written, a folder here."""
+    path = new_run.folder / "metrics.csv"
+    with new_run:
+        assert new_run.logs.add_metrics(1, [make_row(1, 3.0)])
+        if text is None:
+            path.unlink()
+            path.mkdir()
+        else:
+            path.write_text(text)
+        assert new_run.logs.add_metrics(2, [make_row(2, 2.0)]) and not new_run.logs.add_metrics(3, [make_row(3, 9.0)])
+    assert capsys.readouterr().out.count("Warning: writing metrics.csv failed") == (text is None)
 
 
 @pytest.mark.faults

@@ -120,3 +120,19 @@ def test_an_evaluation_that_fails_does_not_end_the_run(error, run_once, monkeypa
     assert {row["step"] for row in read_metrics(run.folder)} == {"3"}, "the third evaluation is recorded"
     plain = run_once("--train_iters=3", "--ema_decay=0", "--norm=batch", name="plain")
     assert_same(plain.checkpoint()["networks"], run.checkpoint()["networks"])
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("broken", ["draw_samples", "image_grid"])
+def test_a_grid_that_cannot_be_drawn_does_not_end_the_run(broken, run_once, monkeypatch, capsys):
+    """One warning reports the first error. The networks are those of a run that draws."""
+    plain = run_once("--train_iters=2", "--sample_every=1", name="plain")
+
+    def fail(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has")
+
+    monkeypatch.setattr(vanilla_gan, broken, fail)
+    run = run_once("--train_iters=2", "--sample_every=1", name="failed")
+    assert capsys.readouterr().out.count("Warning: drawing the grids of samples failed (OutOfMemoryError: CUDA") == 1
+    assert not list((run.folder / "samples").glob("sample-*.png"))
+    assert_same(plain.checkpoint()["networks"], run.checkpoint()["networks"])

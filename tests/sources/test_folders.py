@@ -4,18 +4,11 @@ import os
 
 import pytest
 
-from images import sources
-from images.sources import (
-    EXTENSIONS,
-    Domain,
-    FolderSource,
-    find_domains,
-    find_folder,
-    hold_out,
-    list_images,
-    read_folder,
-)
 from options.training import CycleOptions, VanillaOptions
+from sources import domains as domains_module
+from sources import folders
+from sources.domains import Domain, find_domains, hold_out
+from sources.folders import EXTENSIONS, FolderSource, find_folder, list_images, read_folder
 from tests.conftest import make_photo
 from utils import UserError
 
@@ -23,7 +16,7 @@ from utils import UserError
 
 
 def test_find_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "DATA_ROOT", tmp_path)
+    monkeypatch.setattr(folders, "DATA_ROOT", tmp_path)
     (tmp_path / "cat" / "b").mkdir(parents=True)
     assert find_folder("cat/b") == tmp_path / "cat" / "b"
     assert find_folder(str(tmp_path / "cat")) == tmp_path / "cat"
@@ -157,9 +150,9 @@ def test_domains_of_a_run(domains, photos, monkeypatch):
     two = find_domains(CycleOptions(X=str(photos), Y=str(domains / "trainB")))
     assert list(two) == ["X", "Y"]
     assert folders_of(two["X"]) == (photos, None, "--X") and folders_of(two["Y"]) == (domains / "trainB", None, "--Y")
-    monkeypatch.setattr(sources, "toy_cats", lambda size: domains.rename(domains.with_name(str(size))))
+    monkeypatch.setattr(domains_module, "toy_cats", lambda size: domains.rename(domains.with_name(str(size))))
     assert find_domains(VanillaOptions(image_size=32))["images"].train.location == domains.with_name("32") / "trainB"
-    monkeypatch.setattr(sources, "toy_cats", lambda size: domains.with_name("32") / str(size))
+    monkeypatch.setattr(domains_module, "toy_cats", lambda size: domains.with_name("32") / str(size))
     with pytest.raises(UserError, match=r"--data: .*128 contains no folder trainA"):
         find_domains(CycleOptions(image_size=128))
 
@@ -234,8 +227,8 @@ def test_the_extension_selects_files(domains):
 
 def test_toy_cats_that_cannot_be_drawn_are_one_error(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"--image_size, --data: .* \(size 48 is not one of 32, .*\); use another size"):
-        sources.toy_cats(48)
-    monkeypatch.setattr(sources, "default_root", lambda size: tmp_path / "file" / "cats")
+        domains_module.toy_cats(48)
+    monkeypatch.setattr(domains_module, "default_root", lambda size: tmp_path / "file" / "cats")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--image_size, --data: .*File exists.*; use another size, or a folder"):
-        sources.toy_cats(64)
+        domains_module.toy_cats(64)
