@@ -87,9 +87,12 @@ class ImageBatches:
         )
         if not decoded.readable:
             first = f"{printable(domain.train.names[0])}, {decoded.skipped[0]}"
+            accepted = (
+                f"; accepted extensions: {', '.join(EXTENSIONS)}" if isinstance(domain.train, FolderSource) else ""
+            )
             raise UserError(
-                f"{domain.flag}: none of the {count} images in {domain.train.location} is readable (first: {first}); "
-                f"accepted extensions: {', '.join(EXTENSIONS)}"
+                f"{domain.flag}: none of the {count} images in {domain.train.location} is readable (first: {first})"
+                f"{accepted}"
             )
         self.source = domain.train.select(decoded.readable)
         self.images, self._note = decoded.images.to(device), decoded.note  # (N, 3, R, R)

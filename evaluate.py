@@ -160,7 +160,7 @@ def main(options: EvaluateOptions) -> int:
             "Frechet distances are biased upwards with fewer than 2,048 images; compare only equal numbers of images "
             "(here %d). The kernel distance is not biased", fewest,
         )  # fmt: skip
-    if fewest < MIN_IMAGES_FOR_RECALL:
+    if fewest < MIN_IMAGES_FOR_RECALL and any(row["metric"] == "recall" for row in rows):
         LOG.warning("precision and recall mean little with %d images", fewest)
 
     # Save the numbers with their protocol, and the pictures.

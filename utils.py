@@ -1,5 +1,6 @@
 """Shared helpers: errors, the log, text for users, pixel ranges, grids of images."""
 
+import difflib
 import functools
 import importlib.util
 import io
@@ -57,6 +58,15 @@ def shorten(names: Sequence[str], most: int = 5, separator: str = ", ") -> str:
     """Join the first `most` names, and say how many more there are."""
     more = f"{separator}and {len(names) - most} more" if len(names) > most else ""
     return separator.join(names[:most]) + more
+
+
+def suggest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return "did you mean A or B? " with the known names, after `prefix`, that a wrong name resembles; "" if none."""
+    lower = {one.lower(): one for one in known}
+    text = name.lower()
+    near = difflib.get_close_matches(text, lower) + [one for one in lower if len(text) > 2 and text in one]
+    names = [prefix + lower[one] for one in dict.fromkeys(near)]
+    return f"did you mean {' or '.join(names[:3])}? " if names else ""
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -1,6 +1,5 @@
 """Generators of the CycleGAN authors, downloaded once into the folder of torch's downloaded weights."""
 
-import difflib
 from pathlib import Path
 
 import torch
@@ -8,7 +7,7 @@ import torch
 from options.pretrained import CREDIT, PREFIX, PRETRAINED
 from runs.file_kinds import unpack
 from system.downloads import fetch, record_checksum
-from utils import LOG, UserError, one_line
+from utils import LOG, UserError, one_line, suggest
 
 ADDRESS = "https://efrosgans.eecs.berkeley.edu/cyclegan/pretrained_models"
 
@@ -23,8 +22,7 @@ def fetch_pretrained(name: str) -> Path:
         UserError: unknown name, or the file cannot be downloaded.
     """
     if name not in PRETRAINED:
-        near = difflib.get_close_matches(name, PRETRAINED, n=3)
-        hint = f"did you mean {' or '.join(PREFIX + one for one in near)}? " if near else ""
+        hint = suggest(name, PRETRAINED, PREFIX)
         raise UserError(f"RUN: {PREFIX}{name} is unknown; {hint}{PREFIX}list shows all names")
     address = f"{ADDRESS}/{name}.pth"
     file = Path(torch.hub.get_dir()) / "checkpoints" / f"cyclegan-{name}.pth"

@@ -190,6 +190,8 @@ class CommonOptions:
             if field.metadata["keeps_absolute"] and value is not None and value.strip():
                 # os.path: pathlib raises errors for names that are too long.
                 may_be_folder = field.name in (*self.DATA_FLAGS, "init_from")
+                if field.name == "init_from" and not os.path.exists(value):
+                    value = os.path.join(self.checkpoint_dir, value)  # the run was given without its parent
                 if (os.path.exists if may_be_folder else os.path.isfile)(value):
                     found[field.name] = str(Path(value).resolve())
         return dataclasses.replace(self, **found)

@@ -56,7 +56,7 @@ class FacesOptions(DatasetOptions):
     Everything happens on this computer: no photo and no face is uploaded anywhere. Each face is rotated upright, scaled
     by its eyes, and written as a square PNG. With --person only faces of that person are kept; without it all faces,
     in a folder for each person: person-01, person-02 and so on. Of near copies the largest is kept. Subfolders of the
-    album are searched, too; photos are never changed.
+    album are searched, too, but not those that this command made; photos are never changed.
 
     The folder report/ in the output holds contact sheets: what was kept, and what was refused with the reason. The same
     command continues where it stopped, and adds photos that are new or have changed. A face that you delete from the

@@ -1,6 +1,7 @@
 """The run that a command starts or resumes, and the options of this run."""
 
 import dataclasses
+import difflib
 import json
 import os
 from pathlib import Path
@@ -42,6 +43,8 @@ def open_run(request: "Options") -> "tuple[Run, Options]":
         saved = json.loads((folder / "options.json").read_text(encoding="utf-8"))
         script, values, samples = saved["script"], saved["options"], saved["samples"]
     except (OSError, ValueError, KeyError, TypeError):
+        if not os.path.exists(folder):
+            raise UserError(f"--resume: there is no {folder}{_similar_runs(folder)}") from None
         is_file = os.path.isfile(folder)
         reason = "it is a file; --init_from starts a new run from a file" if is_file else "no readable options.json"
         has_run = (folder.parent / "options.json").is_file()
@@ -67,6 +70,16 @@ def open_run(request: "Options") -> "tuple[Run, Options]":
         if sessions[-1].get("precision") == "float32":
             options = dataclasses.replace(options, amp="off")
     return Run(options, folder, folder / samples), options
+
+
+def _similar_runs(folder: Path) -> str:
+    """Return the runs beside a folder that does not exist, with similar names first, as the end of a message."""
+    try:
+        runs = [path.name for path in folder.parent.iterdir() if (path / "options.json").is_file()]
+    except OSError:
+        runs = []
+    similar = difflib.get_close_matches(folder.name, runs, 3) or sorted(runs)[:3]
+    return f"; did you mean {' or '.join(str(folder.parent / name) for name in similar)}?" if similar else ""
 
 
 def _resume_after_restart(request: "Options") -> "Options":

@@ -8,7 +8,11 @@ import torch
 from system.downloads import fetch
 
 # MediaPipe's model that separates a person from the background: Apache-2.0, 249 KB. OpenCV runs it in 10 ms.
-MODEL_ADDRESS = "https://storage.googleapis.com/mediapipe-assets/selfie_segmentation.tflite"
+# MediaPipe has replaced files at an address before; the generation names one version of the file.
+MODEL_ADDRESS = (
+    "https://storage.googleapis.com/mediapipe-assets/modules/selfie_segmentation/selfie_segmentation.tflite"
+    "?generation=1782183681393267"
+)
 MODEL_SHA256 = "8d13b7fae74af625c641226813616a2117bd6bca19eb3b75574621fc08557f27"
 MODEL_SIZE = 256  # height and width of the images that it takes
 CERTAIN = (0.4, 0.9)  # probabilities of a person that become 0 and 1; between them are hair and soft edges

@@ -119,9 +119,7 @@ def _describe_crop(part: Part, image_size: int) -> list[str]:
     lines += _list(f"smaller than {image_size} pixels, so enlarged", small)
     lost = [1 - 1 / one.ratio for one, _ in pairs]
     if lost[0] > 0:
-        lines.append(
-            f"  center crop: cuts off {statistics.median(lost):.0%} of the median image, at most {lost[0]:.0%}"
-        )
+        lines.append(f"  center crop: cuts off {statistics.median(lost):.0%} of a typical image, at most {lost[0]:.0%}")
     return lines
 
 
@@ -162,25 +160,26 @@ def advise(parts: Sequence[Part], shared: Shared, options: CheckOptions) -> list
         "four times as long",
     ]
     if fewest < FEW_IMAGES:
-        flags.append("--use_diffaug")
-        lines.append(f"  --disc patch --use_diffaug: with {fewest} images, fewer than {FEW_IMAGES:,}, D soon overfits")
+        diffaug = "--use_diffaug=translation,cutout" if is_pair else "--use_diffaug"
+        flags.append(diffaug)
+        lines.append(f"  --disc patch {diffaug}: with {fewest} images, fewer than {FEW_IMAGES:,}, D soon overfits")
     if is_pair:
         lines.append("  --use_cycle_consistency_loss: keeps the content; --lambda_cycle 10, or 5 for 256 pixels")
         flags += ["--use_cycle_consistency_loss", *_advise_identity(trained, lines)]
-    lines.append(f"  --train_iters {iterations}: with {BATCH_SIZE} images each, about {epochs:,.0f} epochs of "
-                 f"{max(len(part.facts) for part in trained) / BATCH_SIZE:,.1f} iterations")  # fmt: skip
+    lines.append(f"  --train_iters {iterations}: shows each image about {epochs:,.0f} times (epochs)")
     lost = statistics.median(1 - 1 / one.ratio for part in trained for one in part.facts)
     if lost > 0.3:
         lines.append(
-            f"  crop the images to their subject first: the center crop cuts off {lost:.0%} of the median image"
+            f"  crop the images to their subject first: the center crop cuts off {lost:.0%} of a typical image"
         )
     wrong = sum(len(part.unreadable) + len(part.exact) + len(part.near) for part in parts)
     wrong += sum(len(copies) for (first, second), copies in shared.items() if second.startswith("test"))
     if wrong and options.fix is None:
-        files = "file" if wrong == 1 else "files"
-        lines.append(f"  --fix OUT: writes a copy of the folder without {wrong} unreadable {files} and copies")
+        lines.append(f"  --fix OUT: writes a copy of the folder without unreadable files and copies ({wrong})")
     folders = [options.folder] if options.other is None else [options.folder, options.other]
     images = [f"--data={folders[0]}"] if len(folders) == 1 else [f"--X={folders[0]}", f"--Y={folders[1]}"]
+    value_range = options.value_range if is_pair else (options.value_range or "").partition(":")[0]
+    flags += [f"--value_range={value_range}"] if value_range else []
     command = [
         "python",
         "cycle_gan.py" if is_pair else "vanilla_gan.py",
@@ -196,7 +195,7 @@ def _advise_identity(trained: Sequence[Part], lines: list[str]) -> list[str]:
     colors = [np.mean([one.color for one in part.facts], axis=0) for part in trained]
     difference = float(np.abs(colors[0] - colors[1]).mean())
     if difference <= SAME_COLORS:
-        lines.append(f"  --use_identity_loss: keeps colors; the mean colors differ by {difference:.0f} of 255 only")
+        lines.append(f"  --use_identity_loss: keeps colors; the mean colors differ by only {difference:.0f} of 255")
         return ["--use_identity_loss"]
     lines.append(f"  --use_identity_loss: only to keep colors; the mean colors differ by {difference:.0f} of 255")
     return []

@@ -11,6 +11,7 @@ from PIL import Image, ImageFile, ImageOps
 from images.decoding import has_more_frames, open_checked
 from images.files import IMAGE_FORMATS
 from sources.inspection import Part
+from sources.tfrecords import is_record_file
 from system.files import fsync_path, make_durable_folder, require_writable
 from system.progress import ProgressBar
 from utils import UserError
@@ -33,6 +34,7 @@ def require_outside(path: Path, parts: Sequence[Part], flag: str) -> None:
     """Raise UserError if a path that is to be written lies in a folder of images, or is that folder."""
     for part in parts:
         location = part.source.location.resolve()
+        location = location.parent if is_record_file(location) and location.is_file() else location
         roots = {location, location.parent} if part.name.startswith(("train", "test")) else {location}
         if roots & {path.resolve(), *path.resolve().parents}:
             raise UserError(f"{flag}: {path} lies in the folder of the images; give a path outside of it")

@@ -85,11 +85,16 @@ def diffuse(options: DiffuseOptions) -> int:
                 f"with {model.name}, version {model.revision[:12]}; use that again, or a new folder"
             )
         if record.images >= options.n:
-            LOG.info("%s has %d images already: nothing to do; a larger -n continues", folder, record.images)
+            LOG.info("nothing to do: images made before in %s: %d; a larger -n adds images", folder, record.images)
             return 0
         silence_libraries()
         cls = find_class(model)
         arguments = make_arguments(cls, options)
+        if device.type == "cpu":  # said before a download of several GB
+            LOG.info(
+                "no GPU is used: a step of a model for images of 256x256 takes 8 to 20 seconds for an image on two "
+                "cores"
+            )
         pipeline = load(model, cls, device)
         _describe(record, model, pipeline, settings)
         _warn_of_long_prompt(pipeline, options.prompt)
@@ -191,11 +196,11 @@ class _Progress:
         seconds = step * total * images / len(self.numbers)
         if seconds > 60:
             LOG.info(
-                "on this CPU, %d images of %d steps take about %s; fewer --steps take less. Ctrl-C keeps the images "
-                "that are done, and the same command continues",
+                "on this CPU, the images take about %s (images: %d, steps of each: %d); fewer --steps take less. "
+                "Ctrl-C keeps the images that are done, and the same command continues",
+                tqdm.format_interval(seconds),
                 images,
                 total,
-                tqdm.format_interval(seconds),
             )
         self.is_cpu = False
 
@@ -251,13 +256,8 @@ def _make_images(
 ) -> None:
     """Make the images that are missing, batch by batch, and write them."""
     folder = Path(options.out).absolute()
-    is_cpu = pipeline.device.type == "cpu"
-    if is_cpu:
-        LOG.info(
-            "no GPU is used: a step of a model for images of 256x256 takes 8 to 20 seconds for an image on two cores"
-        )
     with ProgressBar(None, "diffuse", "images", options.n, initial=record.images) as bar:
-        progress = _Progress(bar, is_cpu)
+        progress = _Progress(bar, pipeline.device.type == "cpu")
         pipeline.progress_bar = partial(_PipelineBar, progress.report)
         try:
             while record.images < options.n:
@@ -292,7 +292,7 @@ def _keep(images: Sequence[np.ndarray], record: Record, folder: Path) -> None:
 
 def _summarize(record: Record, options: DiffuseOptions) -> None:
     """Say how many images there are, and how many were left out."""
-    LOG.info("%d images in %s", len(list(Path(options.out).glob("*.png"))), options.out)
+    LOG.info("images in %s: %d", options.out, len(list(Path(options.out).glob("*.png"))))
     if record.black:
         LOG.warning(
             "%d of %d images were black and are left out (the safety checkers of some models make images black); "

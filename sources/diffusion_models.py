@@ -207,19 +207,23 @@ def load(model: Model, cls: type["DiffusionPipeline"], device: torch.device) -> 
     Raises:
         UserError: the model is incomplete or damaged, or cannot be downloaded.
     """
+    from huggingface_hub import constants
+
     dtype = torch.float32
     if device.type == "cuda" and "prompt" in inspect.signature(cls.__call__).parameters:
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     where = {"local_files_only": True} if model.is_folder else {"revision": model.revision}
-    more = "" if model.is_folder else "; files that are not in the cache of the hub are downloaded"
+    may_download = not (model.is_folder or constants.HF_HUB_OFFLINE)
+    more = "; files that are not in the cache of the hub are downloaded" if may_download else ""
     LOG.info("load %s (%s)%s", model.name, cls.__name__, more)
     try:
         pipeline = cls.from_pretrained(model.name, torch_dtype=dtype, use_safetensors=True, **where)
     except MemoryError:
         raise
     except Exception as error:  # diffusers, transformers and safetensors raise any exception for a broken model
+        remedy = "give a complete model" if model.is_folder else "try again later, or give another model"
         raise UserError(
             f"--model: {model.name} cannot be loaded ({one_line(error)}); only weights in safetensors are read, and no "
-            "code; give a complete model"
+            f"code; {remedy}"
         ) from None
     return pipeline.to(device)

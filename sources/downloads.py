@@ -1,7 +1,6 @@
 """`dataset.py download`: published data sets by name."""
 
 import contextlib
-import difflib
 import itertools
 import os
 import shutil
@@ -16,7 +15,7 @@ from sources.catalogue import DATA_SETS, KAGGLE, DataSet
 from sources.folders import DATA_ROOT, EXTENSIONS
 from system.downloads import fetch, read_checksum, record_checksum, require_space
 from system.files import fsync_path, make_durable_folder, require_writable, write_json
-from utils import LOG, UserError, one_line
+from utils import LOG, UserError, one_line, suggest
 
 ABOUT = ".source.json"  # in the folder of a data set: where its images come from
 SPACE = 2.1  # times the bytes of the zip file: the file and, a little larger, its content
@@ -45,8 +44,7 @@ def download(options: DownloadOptions) -> int:
         return 0
     name = str(options.name)
     if name not in DATA_SETS:
-        near = difflib.get_close_matches(name, DATA_SETS, n=3)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        hint = suggest(name, DATA_SETS)
         raise UserError(f"NAME: {name!r} is unknown; {hint}`python dataset.py download --list` shows all names")
     folder = Path(options.out).expanduser().absolute() if options.out else DATA_ROOT / name
     if _is_there(folder, name, is_default=not options.out):

@@ -103,9 +103,10 @@ class FaceRecord:
         before = content["settings"]
         for name, value in self.settings.items():
             if before[name] != value:
-                what = "other photos" if name == "person" else before[name] or "the default"
+                used = "other photos" if name == "person" else before[name]
+                what = f"without --{name}" if before[name] is None else f"with {used}"
                 raise UserError(
-                    f"--{name}: the faces in {self.folder} were made with {what}; use that again, or a new folder"
+                    f"--{name}: the faces in {self.folder} were made {what}; use that again, or a new folder"
                 )
         self.is_finished = content["is_finished"]
         for path, photo in content["photos"].items():

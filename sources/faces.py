@@ -17,7 +17,7 @@ from sources.backgrounds import Segmenter, replace_background
 from sources.contact_sheets import Tile, draw_sheets
 from sources.face_groups import find_near_copies, group_persons
 from sources.face_reader import MAX_MISSING, Face, FaceReader, read_photo, reads_heic, require_packages
-from sources.face_record import REMOVED, REPORT, Entry, FaceRecord, Photo, stamp_of
+from sources.face_record import RECORD, REMOVED, REPORT, Entry, FaceRecord, Photo, stamp_of
 from sources.folders import EXTENSIONS
 from system.files import require_writable
 from system.progress import ProgressBar
@@ -46,8 +46,8 @@ def faces(options: FacesOptions) -> int:
             with other files. Nothing is written then.
     """
     require_packages()
-    folder = Path(options.out).absolute()
-    photos = find_photos(Path(options.album).absolute(), folder)
+    folder = Path(os.path.realpath(options.out))  # the record knows each photo by one path
+    photos = find_photos(Path(os.path.realpath(options.album)), folder)
     names = ("size", "background", "padding", "min_size", "threshold", "near_copy")
     settings = {"person": _hash_photos(options.person), **{name: getattr(options, name) for name in names}}
     record = FaceRecord(folder, settings)
@@ -73,7 +73,7 @@ def faces(options: FacesOptions) -> int:
 
 
 def find_photos(album: Path, output: Path) -> list[Path]:
-    """Return the photos in a folder and below it, sorted; not those in the output folder or in hidden folders.
+    """Return the photos in a folder and below it, sorted; not those in output folders or in hidden folders.
 
     Raises:
         UserError: there is no such folder, or no photo in it.
@@ -88,7 +88,8 @@ def find_photos(album: Path, output: Path) -> list[Path]:
     others: Counter[str] = Counter()
     for place, folders, names in os.walk(album):
         hidden = {name for name in folders if name.startswith(".") or name == "__MACOSX"}
-        folders[:] = [name for name in folders if name not in hidden and Path(place, name) != output]
+        outputs = {name for name in folders if Path(place, name, REPORT, RECORD).exists()}  # also of other calls
+        folders[:] = [name for name in folders if name not in hidden | outputs]
         for name in names:
             ending = Path(name).suffix.lower()
             if name.startswith("."):
@@ -139,7 +140,8 @@ def read_references(reader: FaceReader, photos: Sequence[str], threshold: float)
             raise UserError(f"--person: {name} shows no face; give one with a larger face, or from the front")
         if len(found) > 1:
             raise UserError(
-                f"--person: {name} shows {len(found)} faces: {_positions(found)}; crop the photo to the one you mean"
+                f"--person: {name} shows {len(found)} faces: {_positions(found)}; which one is the person? Crop the "
+                "photo to it"
             )
         rows.append(reader.describe(pixels, found[0]))
     references = np.stack(rows)
@@ -271,20 +273,20 @@ def _summarize(record: FaceRecord, options: FacesOptions) -> None:
     """Say how many faces were kept and refused, where they are, and which photos could not be read."""
     entries = record.entries()
     kept = [entry for entry in entries if entry.is_kept]
-    persons = "" if options.person else f" of {len({entry.person for entry in kept})} persons"
-    LOG.info("%d faces%s kept in %s, out of %d photos", len(kept), persons, options.out, len(record.photos))
+    persons = "" if options.person else f"; persons: {len({entry.person for entry in kept})}"
+    LOG.info("faces kept: %d, in %s; photos: %d%s", len(kept), options.out, len(record.photos), persons)
     reasons = Counter(
         "near copy" if entry.copy_of else entry.reason.partition(":")[0] for entry in entries if not entry.is_kept
     )
     if reasons:
-        text = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-        LOG.info("%d faces refused: %s", reasons.total(), text)
+        text = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
+        LOG.info("faces refused: %d (%s)", reasons.total(), text)
     empty = sum(not photo.faces and not photo.problem for photo in record.photos.values())
     if empty:
-        LOG.info("%d photos without a face", empty)
+        LOG.info("photos without a face: %d", empty)
     problems = [f"{Path(path).name} ({photo.problem})" for path, photo in record.photos.items() if photo.problem]
     if problems:
-        LOG.warning("%d photos cannot be read: %s", len(problems), shorten(problems))
+        LOG.warning("photos that cannot be read: %d: %s", len(problems), shorten(problems))
     sheets = sorted(path.name for path in (record.folder / REPORT).glob("*.jpg"))
     if sheets:
         LOG.info("contact sheets in %s: %s", record.folder / REPORT, shorten(sheets))

@@ -140,7 +140,7 @@ def look(file: Image.Image, value_range: ValueRange | None = None) -> Facts:
     return Facts(
         size=image.size,
         mode=mode,
-        digest=hashlib.blake2b(pixels.tobytes(), digest_size=16, key=f"{image.size}".encode()).digest(),
+        digest=hashlib.blake2b(pixels.data, digest_size=16, key=f"{image.size}".encode()).digest(),
         fingerprint=make_fingerprint(small),
         color=small.mean(axis=(0, 1)),
         contrast=float(sampled.std()),

@@ -20,10 +20,11 @@ from images.decoding import ImageError, open_checked
 from system.progress import ProgressBar
 from utils import LOG, UserError, shorten
 
-EXTENSIONS = (".tfrec", ".tfrecord", ".tfrecords")
+_EXTENSION = re.compile(r"\.(tfrec|tfrecords?)(?=$|-\d+-of-\d+$)", re.IGNORECASE)  # shards: a.tfrecord-00000-of-00010
 IMAGE_KEYS = ("image", "image/encoded", "image_raw", "jpeg", "png")  # features that hold the bytes of an image file
 NAME_KEYS = ("image_name", "image/filename", "filename")
-_SIGNATURES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp", b"GIF8": ".gif", b"BM": ".bmp"}
+_SIGNATURES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp", b"GIF8": ".gif", b"BM": ".bmp",
+               b"II*\0": ".tif", b"MM\0*": ".tif"}  # fmt: skip
 
 
 class Record(NamedTuple):
@@ -34,12 +35,14 @@ class Record(NamedTuple):
         offset: where the record begins in the file, in bytes.
         name: of the image, different from all others.
         size: of the image's file, in bytes; 0 if the record is damaged.
+        start: where the image's file begins in the data of the record.
     """
 
     file: Path
     offset: int
     name: str
     size: int
+    start: int = 0
 
 
 def _checksum(data: bytes) -> int:
@@ -98,7 +101,8 @@ def parse_image(data: bytes) -> tuple[bytes, str]:
 
 def _name_image(image: bytes, name: str, file: Path, number: int) -> str:
     """Return the file name of an image: its own name with an extension, or the file's name with a number."""
-    name = re.split(r"[/\\]", name)[-1] or f"{file.stem}-{number:05d}"
+    name = re.split(r"[/\\]", name)[-1].replace("\0", "_")
+    name = name if name.strip(".") else f"{_EXTENSION.sub('', file.name)}-{number:05d}"
     extension = next((ext for start, ext in _SIGNATURES.items() if image.startswith(start)), "")
     return name if re.search(r"\.(png|jpe?g|webp|bmp|tiff?|gif)$", name, re.IGNORECASE) else name + extension
 
@@ -117,7 +121,8 @@ def find_records(file: Path) -> Iterator[Record]:
                 if data is None:
                     return
                 image, name = parse_image(data)
-                yield Record(file, offset, _name_image(image, name, file, number), len(image))
+                name = _name_image(image, name, file, number)
+                yield Record(file, offset, name, len(image), data.find(image))
             except (ImageError, EOFError) as error:
                 yield Record(file, offset, f"{file.name} at byte {offset}", 0)
                 if isinstance(error, EOFError):
@@ -153,7 +158,8 @@ class TFRecordSource:
                 raise ImageError(f"{error}, so the rest of the file cannot be read") from None
         if data is None:
             raise ImageError("the file is shorter than it was")
-        return open_checked(io.BytesIO(parse_image(data)[0]))
+        image = data[record.start : record.start + record.size] if record.size else parse_image(data)[0]
+        return open_checked(io.BytesIO(image))
 
     def sizes(self) -> list[int]:
         return [record.size for record in self.records]
@@ -174,8 +180,8 @@ class TFRecordSource:
 
 
 def is_record_file(path: Path) -> bool:
-    """Whether a name has the extension of a TFRecord file."""
-    return path.suffix.lower() in EXTENSIONS
+    """Whether a name has the extension of a TFRecord file, perhaps with the number of a shard behind it."""
+    return _EXTENSION.search(path.name) is not None
 
 
 def list_record_files(location: Path) -> list[Path]:
@@ -210,7 +216,7 @@ def read_tfrecords(files: Sequence[Path], location: Path, left_out: str = "") ->
         if expected not in (None, len(found)):
             LOG.warning("%s has %d records, but its name says %d; download it again", file, len(found), expected)
         records += found
-    shards = [re.fullmatch(r"(.*-)(\d+)-of-(\d+)", file.stem) for file in files]
+    shards = [re.fullmatch(r"(.*-)(\d+)-of-(\d+)(\.\w+)?", file.name) for file in files]
     missing = {shard[1]: int(shard[3]) for shard in shards if shard}
     for stem, total in missing.items():
         number = sum(1 for shard in shards if shard and shard[1] == stem)

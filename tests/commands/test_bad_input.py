@@ -63,7 +63,7 @@ MISTAKES = {
     ),
     "long name of runs": (["--checkpoint_dir={tmp}/" + 300 * "x"], ["--checkpoint_dir", "too long", "another folder"]),
     "long name of grids": (["--sample_dir={tmp}/" + 300 * "x"], ["--sample_dir", "too long", "another folder"]),
-    "long name of a run": (["--resume=" + 300 * "x"], ["--resume", "not a run folder"]),
+    "long name of a run": (["--resume=" + 300 * "x"], ["--resume", "there is no"]),
     "resume a folder without a run": (["--resume={tmp}/empty"], ["--resume", "empty", "not a run folder", "runs/NAME"]),
     "folder of folders": (["--data={tmp}"], ["--data", "broken, empty, photos, runs", "give one of them"]),
     "resume without a run": (["--resume"], ["--resume", "RUN_FOLDER"]),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import evaluate
-from benchmarks import plain, quality, speed, video
+from benchmarks import plain, quality, speed, tfrecords, video
 from images.toy_cats import ensure_toy_cats
 from images.video import Video
 from options import VanillaOptions, parse_command_line
@@ -136,6 +136,25 @@ def test_video(domains, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(video, name, lambda *arguments: next(rates))
     assert video.main([str(tmp_path / "run"), "--seconds=0.1", "--rounds=2"]) == 0
     assert capsys.readouterr().out == "the network 15.0 frames/s, translate 13.0: 0.85 (0.80, 0.90)\n"
+
+
+def test_tfrecords(monkeypatch, capsys):
+    """It measures the same images in both places, in alternate order, and divides the records by the folder."""
+    places, measure = [], tfrecords.time_decoding
+
+    def time_decoding(location, size):
+        assert all(seconds > 0 for seconds in measure(location, size))
+        places.append((location.name, sum(1 for _ in location.iterdir())))
+        return (3.0, 4.0) if location.name == "records" else (2.0, 4.0)
+
+    monkeypatch.setattr(tfrecords, "time_decoding", time_decoding)
+    assert tfrecords.main(["--count=103", "--size=16", "--rounds=2"]) == 0
+    folder, records = ("folder", 103), ("records", 2)
+    assert places == [folder, records, folder, records, records, folder]
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "by the clock: folder 2.00 s, records 3.00 s: 1.50 (1.50, 1.50)",
+        "of the processor: folder 4.00 s, records 4.00 s: 1.00 (1.00, 1.00)",
+    ]
 
 
 def test_every_case_of_the_table_is_a_command():

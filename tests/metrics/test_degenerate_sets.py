@@ -332,6 +332,14 @@ def test_folders_of_tiny_images(side, tmp_path, capsys):
     assert table.count("\n") == 1 + 5 and (tmp_path / "out/nearest-000000-pixels.png").exists()
 
 
+@pytest.mark.parametrize("count, words", [(2, "no value for precision and recall"), (5, "mean little with 5 images")])
+def test_one_line_about_precision_and_recall_of_few_images(count, words, tmp_path, capsys):
+    made, real = (write(tmp_path / str(seed), noise(count, 40, 40, seed)) for seed in (0, 1))
+    assert call(made, real, "--features=pixels", f"--out={tmp_path / 'out'}") == 0
+    [line] = [line for line in "".join(capsys.readouterr()).splitlines() if "precision and recall" in line]
+    assert words in line
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize(
     "module, value, side, message",

@@ -264,3 +264,12 @@ def test_environment(tmp_path):
     sessions = json.loads((run.folder / "environment.json").read_text())
     assert len(sessions) == 2 and sessions[0]["torch"] == torch.__version__ and sessions[0]["device"] == "cpu"
     assert sessions[0]["threads"] == torch.get_num_threads() and sessions[0]["process"] == os.getpid()
+
+
+def test_a_run_that_does_not_exist_is_named_with_similar_ones(tmp_path):
+    for name in ("my-cats", "dogs"):
+        make_folder(tmp_path, name=name)
+    with pytest.raises(UserError, match=r"--resume: there is no .*mycats; did you mean .*my-cats\?$"):
+        find_run(tmp_path / "mycats")
+    with pytest.raises(UserError, match=r"there is no .*nothing/x$"):
+        find_run(tmp_path / "nothing/x")

@@ -196,10 +196,10 @@ def test_every_problem_has_its_line(run, mixed):
         "the median: 1 (night.png: 6)",
         "  longer than 2:1: 1 (pano.png: 4.0:1)",
         "  smaller than 64 pixels, so enlarged: 2 (half.png: 80x60, tiny.png: 30x30)",
-        "  center crop: cuts off 25% of the median image, at most 75%",
+        "  center crop: cuts off 25% of a typical image, at most 75%",
         "text.jpg: not an image",
         "--disc patch --use_diffaug: with 28 images",
-        "--fix OUT: writes a copy of the folder without 5 unreadable files and copies",
+        "--fix OUT: writes a copy of the folder without unreadable files and copies (5)",
     ):
         assert line in text, line
     assert len(text.splitlines()) <= 30
@@ -233,6 +233,9 @@ def test_images_with_more_than_8_bits_have_one_range_also_for_the_test_images(ru
     assert text.count("values 0 to 4095 become 0 to 255 (the range that was set)") == 1 and "modes: 1 I;16" in text
     text = run("in", "--value_range=0,9000")[1]
     assert text.count("values 0 to 9000 become 0 to 255") == 3
+    assert " --value_range=0,9000 " in text.splitlines()[-2], "the command trains on what was checked"
+    assert " --value_range=0,9000:0,4095 " in run("in", "--value_range=0,9000:0,4095")[1]
+    assert " --value_range=0,9000 " in run("in/trainA", "--value_range=0,9000:0,4095")[1], "a DCGAN has one domain"
     code, text = run("in", "--value_range=9")
     assert code == 2 and "--value_range: '9' is not LOW,HIGH" in text
 
@@ -242,7 +245,7 @@ def test_two_folders_are_compared(run, tmp_path):
     save_folder(tmp_path / "y", **{f"y{seed}": detailed(seed) for seed in range(3, 9)})
     code, text = run("x", "y")
     assert code == 0 and "copies in Y of images in X: 2 (y3.png of x3.png, y4.png of x4.png)" in text
-    assert "Train with: python cycle_gan.py --X=x --Y=y --image_size=64 --disc=patch --use_diffaug" in text
+    assert "python cycle_gan.py --X=x --Y=y --image_size=64 --disc=patch --use_diffaug=translation,cutout" in text
 
 
 def test_train_and_test_images_of_two_domains_are_compared(run, tmp_path):
@@ -254,7 +257,7 @@ def test_train_and_test_images_of_two_domains_are_compared(run, tmp_path):
     assert code == 0 and "copies in testA of images in trainA: 1 (leak.png of 1.png)" in text
     assert "copies in testB of images in trainB: 0" in text and "copies in trainB of images in trainA: 0" in text
     assert "testB of images in testA" not in text and "testA of images in trainB" not in text
-    assert "without 1 unreadable file" in text
+    assert "without unreadable files and copies (1)" in text
 
 
 def test_the_advice_depends_on_the_images(run, tmp_path):
@@ -265,7 +268,7 @@ def test_the_advice_depends_on_the_images(run, tmp_path):
     text = run("x", "y", "--image_size=256")[1]
     assert "up to 128, for which nine of ten" in text and "--image_size=128" in text
     assert "--use_identity_loss: keeps colors" in text and "--use_identity_loss --train_iters=10000" in text
-    assert "about 14,545 epochs of 0.7 iterations" in text  # 10,000 x 16 / 11
+    assert "about 14,545 times (epochs)" in text  # 10,000 x 16 / 11
     save_folder(tmp_path / "y", **{str(seed): ImageOps.invert(shrink(detailed(50 + seed), 0.3)) for seed in range(11)})
     for path in (tmp_path / "y").iterdir():
         ImageEnhance.Brightness(Image.open(path)).enhance(0.2).save(path)
@@ -528,6 +531,7 @@ def test_a_picture_that_cannot_be_written_is_one_line(run, photos, monkeypatch):
         ),
         (["photos", "-o", "empty"], "--out: empty has an extension"),
         (["photos", "--fix", "new", "-o", "new/p.png"], "--out: new/p.png lies in the folder of --fix"),
+        (["records/a.tfrec", "-o", "records/p.png"], "--out: records/p.png lies in the folder of the images"),
         (["photos", "--image_size", "5"], "--image_size: 5 is out of range"),
         (["photos", "--near_copy", "2"], "--near_copy: 2.0 is out of range"),
         ([], "required: FOLDER"),
@@ -539,6 +543,8 @@ def test_bad_input_is_one_line_and_writes_nothing(run, photos, tmp_path, argumen
     (tmp_path / "broken/a.png").write_bytes(b"?")
     (tmp_path / "broken/b.jpg").write_bytes(b"")
     (tmp_path / "link").symlink_to("photos")
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records/a.tfrec").write_bytes(b"?")
     make_domains(tmp_path / "pair")
     before = snapshot(tmp_path), sorted(tmp_path.rglob("*"))
     code, text = run(*arguments)

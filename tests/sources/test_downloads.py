@@ -264,6 +264,9 @@ def test_two_processes(server, data, capsys):
 def test_an_unknown_name(capsys):
     assert "'aple2orange' is unknown; did you mean apple2orange?" in fails(capsys, "aple2orange")
     assert "did you mean 100-shot-grumpy_cat?" in fails(capsys, "grumpy_cat")
+    assert "did you mean 100-shot-obama? " in fails(capsys, "obama")
+    assert "did you mean 100-shot-grumpy_cat or AnimalFace-cat? " in fails(capsys, "Cat")
+    assert "did you mean maps? " in fails(capsys, "MAPS")
     assert "did you mean" not in fails(capsys, "mnist")
     assert "--list` shows all names" in fails(capsys, "../x")
 

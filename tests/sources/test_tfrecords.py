@@ -9,6 +9,7 @@ from tfrecord import TFRecordWriter
 
 from images.decoding import ImageError, decode
 from sources.domains import read_images
+from sources.folders import find_folder
 from sources.tfrecords import find_records
 from system.program import set_up_log
 from tests.conftest import FinishedRun, train
@@ -150,6 +151,25 @@ def test_missing_shards_are_named(tmp_path, images, capsys):
     write_records(tmp_path / "train-00002-of-00003.tfrecord", {"x": jpeg(9)})
     read_images(tmp_path)
     assert "2 of 3 shards train-" in capsys.readouterr().out
+
+
+def test_shards_as_tensorflow_datasets_names_them(tmp_path, images, capsys):
+    """The number comes after the extension; such a file alone is a source, too."""
+    for number in (0, 2):
+        file = tmp_path / f"cats-train.tfrecord-{number:05d}-of-00003"
+        write_records(file, {"": jpeg(number)})
+    assert find_folder(str(file)) == file and read_images(file).names == ["cats-train-00002-of-00003-00000.jpg"]
+    assert read_images(tmp_path).names == [f"cats-train-0000{number}-of-00003-00000.jpg" for number in (0, 2)]
+    assert "2 of 3 shards cats-train.tfrecord-" in capsys.readouterr().out
+
+
+@pytest.mark.faults
+def test_names_are_names_of_files(tmp_path):
+    """`dataset.py check --fix` writes files of these names, and training looks at their extensions."""
+    tiff = io.BytesIO()
+    Image.new("RGB", (40, 40)).save(tiff, "TIFF")
+    write_records(tmp_path / "a.tfrec", {"../x": jpeg(0), "..": jpeg(1), "n\0l": jpeg(2), "scan": tiff.getvalue()})
+    assert read_images(tmp_path).names == ["a-00001.jpg", "n_l.jpg", "scan.tif", "x.jpg"]
 
 
 def test_images_of_the_same_name_get_different_names(tmp_path, images):

@@ -109,7 +109,7 @@ LONG_NAMES = {
     "two bytes a character": "ä" * 123 + ".png",
     "four bytes a character": "x" + "😺" * 62 + ".png",
     "bytes that are not text": os.fsdecode(b"\xe4" * 250 + b".png"),
-    "hidden": "." + "b" * 240 + ".png",
+    "hidden": "." + "b" * 245 + ".png",
 }
 
 

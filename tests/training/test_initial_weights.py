@@ -275,3 +275,11 @@ def test_resume_of_a_file_names_both_ways(folder, capsys):
         assert resume(*TINY["vanilla_gan.py"][:0], f"--resume={path}") == 2
         err = capsys.readouterr().err
         assert f"it is a file; --init_from starts a new run from a file); use a run such as {run}\n" in err
+
+
+def test_a_run_can_be_given_without_its_parent(photos, tmp_path):
+    """As for --resume: --init_from NAME is the run in --checkpoint_dir."""
+    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path / 'runs'}", "--train_iters=1"]
+    assert train(*flags, "--name=old") == 0
+    assert train(*flags, "--name=new", "--init_from=old") == 0
+    assert FinishedRun(tmp_path / "runs/new").options["init_from"] == str(tmp_path / "runs/old")
