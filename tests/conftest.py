@@ -77,10 +77,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project's own files, where tests may write."""
     target = tmp_path_factory.mktemp("checkout")
     packages = [path.parent for path in ROOT.glob("*/__init__.py") if path.parent.name != "tests"]
+    packages.append(ROOT / "pages" / "templates")
     files = [path for folder in (ROOT, *packages) for path in folder.glob("*.*")]
     for path in [*files, ROOT / "checkpoints" / "README.md", ROOT / "data" / "README.md"]:
         if path.is_file():
-            (target / path.relative_to(ROOT)).parent.mkdir(exist_ok=True)
+            (target / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, target / path.relative_to(ROOT))
     return target
 

@@ -24,9 +24,11 @@ from tfrecord import TFRecordWriter
 import dataset
 import evaluate
 import generate
+import report
 from images.video import Frame, write_video
 from options.command_line import parse_command, parse_subcommand
 from options.commands import EvaluateOptions
+from options.report import ReportOptions
 from sources import folders
 from system.program import run_main
 from tests.conftest import ROOT, TINY, FinishedRun, command, make_photo, resume
@@ -133,6 +135,8 @@ def run_here(line: str, project: Path) -> subprocess.CompletedProcess:
         start = partial(resume, *arguments, script=script)
     elif script == "evaluate.py":
         start = partial(run_main, lambda: evaluate.main(parse_command(EvaluateOptions, "", arguments)), script)
+    elif script == "report.py":
+        start = partial(run_main, lambda: report.main(parse_command(ReportOptions, "", arguments)), script)
     else:
         options = partial(parse_subcommand, generate.OPTIONS_OF, "", arguments)
         start = partial(run_main, lambda: generate.main(options()), script)
@@ -194,6 +198,7 @@ def test_quick_start_lines():
 
 def test_flags_and_presets_exist():
     calls = [(script, page) for script in TINY for page in ("--help", "--preset=list")]
+    calls += [("report.py", "--help")]
     calls += [("evaluate.py", "--help"), *(("generate.py", name, "--help") for name in generate.OPTIONS_OF)]
     calls += [("dataset.py", name, "--help") for name in dataset.OPTIONS_OF]
     with ThreadPoolExecutor(2) as pool:

@@ -8,6 +8,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 import options.dataset
+import options.report
 from images import toy_cats
 from options.command_line import OneLineParser, add_options
 from options.commands import CommandOptions, SampleOptions
@@ -26,7 +27,8 @@ def all_classes(cls: type) -> list[type]:
 CLASSES = [*all_classes(CommonOptions), *all_classes(CommandOptions)]
 
 # Options whose values are texts, but not paths: a name, one of several words, numbers.
-NOT_PATHS = {"preset", "name", "ext", "use_diffaug", "value_range", "checkpoint", "direction", "prompt", "seeds"}
+NOT_PATHS = {"preset", "name", "ext", "use_diffaug", "value_range", "checkpoint", "direction", "seeds"}
+NOT_PATHS |= {"prompt", "negative_prompt"}
 
 
 def is_text(cls: type, name: str) -> bool:
@@ -64,8 +66,9 @@ def test_every_option_of_free_text_is_a_path_or_is_named_here(cls):
 
 def test_the_paths_are_those_of_all_scripts():
     assert {cls.SCRIPT for cls, _ in PATHS} == {"vanilla_gan.py", "cycle_gan.py", "evaluate.py", "generate.py",
-                                                "dataset.py"}  # fmt: skip
+                                                "dataset.py", "report.py"}  # fmt: skip
     assert issubclass(options.dataset.DownloadOptions, CommandOptions)
+    assert issubclass(options.report.ReportOptions, CommandOptions)
     names = {name for _, name in PATHS}
     assert {
         "data",
