@@ -23,6 +23,9 @@ class ImageSource(Protocol):
     def open(self, index: int) -> Image.Image:
         """Return an image before its pixels are decoded; a failure raises any exception that Pillow may raise."""
 
+    def may_be_wide(self, index: int) -> bool:
+        """Return False if it is known, before the image is opened, that its values have at most 8 bits."""
+
     def sizes(self) -> list[int]:
         """Return the size of each image, in bytes."""
 

@@ -114,6 +114,8 @@ def find_scale(
     def look(index: int) -> list[Extent] | None:
         """Return the extents of an image's pages, none if the range is given; None for an image of 8 bits."""
         extents: list[Extent] | None = None
+        if not source.may_be_wide(index):
+            return None
         try:
             with source.open(index) as image:
                 if is_wide(image):

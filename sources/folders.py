@@ -36,6 +36,10 @@ class FolderSource:
     def open(self, index: int) -> Image.Image:
         return open_image(self.files[index])
 
+    def may_be_wide(self, index: int) -> bool:
+        """Return True: the extension may be wrong, so only the opened file can tell."""
+        return True
+
     def sizes(self) -> list[int]:
         return [path.stat().st_size for path in self.files]
 

@@ -23,7 +23,8 @@ from utils import LOG, UserError, shorten
 _EXTENSION = re.compile(r"\.(tfrec|tfrecords?)(?=$|-\d+-of-\d+$)", re.IGNORECASE)  # shards: a.tfrecord-00000-of-00010
 IMAGE_KEYS = ("image", "image/encoded", "image_raw", "jpeg", "png")  # features that hold the bytes of an image file
 NAME_KEYS = ("image_name", "image/filename", "filename")
-_SIGNATURES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp", b"GIF8": ".gif", b"BM": ".bmp",
+JPEG = b"\xff\xd8\xff"
+_SIGNATURES = {JPEG: ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp", b"GIF8": ".gif", b"BM": ".bmp",
                b"II*\0": ".tif", b"MM\0*": ".tif"}  # fmt: skip
 
 
@@ -36,6 +37,7 @@ class Record(NamedTuple):
         name: of the image, different from all others.
         size: of the image's file, in bytes; 0 if the record is damaged.
         start: where the image's file begins in the data of the record.
+        is_jpeg: whether the image is a JPEG, which never has more than 8 bits.
     """
 
     file: Path
@@ -43,6 +45,7 @@ class Record(NamedTuple):
     name: str
     size: int
     start: int = 0
+    is_jpeg: bool = False
 
 
 def _checksum(data: bytes) -> int:
@@ -122,7 +125,7 @@ def find_records(file: Path) -> Iterator[Record]:
                     return
                 image, name = parse_image(data)
                 name = _name_image(image, name, file, number)
-                yield Record(file, offset, name, len(image), data.find(image))
+                yield Record(file, offset, name, len(image), data.find(image), image.startswith(JPEG))
             except (ImageError, EOFError) as error:
                 yield Record(file, offset, f"{file.name} at byte {offset}", 0)
                 if isinstance(error, EOFError):
@@ -160,6 +163,9 @@ class TFRecordSource:
             raise ImageError("the file is shorter than it was")
         image = data[record.start : record.start + record.size] if record.size else parse_image(data)[0]
         return open_checked(io.BytesIO(image))
+
+    def may_be_wide(self, index: int) -> bool:
+        return not self.records[index].is_jpeg
 
     def sizes(self) -> list[int]:
         return [record.size for record in self.records]

@@ -447,6 +447,9 @@ class Zipped:
     def open(self, index: int) -> Image.Image:
         return Image.open(io.BytesIO(zipfile.ZipFile(self.location).read(self.names[index])))
 
+    def may_be_wide(self, index: int) -> bool:
+        return True
+
 
 def test_other_image_sources_than_folders_are_cleaned_too(run, tmp_path, monkeypatch):
     save_folder(tmp_path / "in", a=detailed(1), b=detailed(2), c=shrink(detailed(2), 2))

@@ -1,6 +1,7 @@
 """sources/tfrecords.py: images in TFRecord files equal the same images in a folder; damages are named."""
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 from tfrecord import TFRecordWriter
 
 from images.decoding import ImageError, decode
+from images.values import find_scale
 from sources.domains import read_images
 from sources.folders import find_folder
 from sources.tfrecords import find_records
@@ -237,3 +239,15 @@ def test_a_run_of_records_equals_the_run_of_the_same_files(tmp_path, images):
         outcomes.append((run.rows(), data["train"], data["test"]))
     assert outcomes[0] == outcomes[1] == outcomes[2]
     assert len(outcomes[0][0]) == 3 and len(outcomes[0][2]) == 2
+
+
+def test_16_bit_images_in_records_are_measured_and_jpegs_are_not_opened_for_it(tmp_path, images, monkeypatch):
+    wide = io.BytesIO()
+    Image.fromarray(np.full((40, 40), 3000, dtype=np.uint16)).save(wide, "PNG")
+    write_records(tmp_path / "a.tfrec", {**images, "x": wide.getvalue()})
+    source, opened = read_images(tmp_path), []
+    real = type(source).open
+    monkeypatch.setattr(type(source), "open", lambda self, index: opened.append(index) or real(self, index))
+    with ThreadPoolExecutor(1) as pool:
+        scale = find_scale(source, pool)
+    assert [source.names[index] for index in opened] == ["x.png"] and scale.range == (0, 4095)
