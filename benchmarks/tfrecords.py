@@ -2,15 +2,15 @@
 
     python benchmarks/tfrecords.py                                       # 2,000 images of 256x256, half a minute
 
-A is the folder and B the records, in turn: A B B A A B. Each time is that of the start of a training: find the images,
-verify the checksums of the records, and decode. The script prints the medians, and of each pair the time of B divided
-by that of A: by the clock, and of the processor, which other programs disturb less.
+Each round measures both: the folder first in the first round, the records first in the second round, and so on. What is
+measured is what a training does at its start: find the images, verify the checksums of the records, and decode. The
+script prints the medians, and for each round the time of the records divided by the time of the folder. It does so for
+the clock, and for the time of the processor, which other programs disturb less.
 """
 
 import argparse
 import io
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -24,6 +24,7 @@ from PIL import Image
 from tfrecord import TFRecordWriter
 from tqdm import tqdm
 
+from benchmarks.ratios import summarize
 from images.decoding import decode_all
 from sources.domains import read_images
 from system.device import tune_malloc
@@ -89,11 +90,8 @@ def main(arguments: list[str]) -> int:
             seconds = {place: time_decoding(place, options.size) for place in order}
             rounds.append([seconds[place] for place in places])
     for kind, what in enumerate(("by the clock", "of the processor")):
-        pairs = [(folder[kind], records[kind]) for folder, records in rounds]
-        folder, records = (statistics.median(column) for column in zip(*pairs, strict=True))
-        ratios = [pair[1] / pair[0] for pair in pairs]
-        each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-        print(f"{what}: folder {folder:.2f} s, records {records:.2f} s: {statistics.median(ratios):.2f} ({each})")
+        folder, records, ratio = summarize([(folder[kind], records[kind]) for folder, records in rounds])
+        print(f"{what}: folder {folder:.2f} s, records {records:.2f} s: {ratio}")
     return 0
 
 

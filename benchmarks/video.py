@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import io
 import re
-import statistics
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 import generate
+from benchmarks.ratios import summarize
 from generation.trained import choose_generator, load_trained_by
 from generation.translation import translate_pixels
 from images.files import read_image
@@ -98,11 +98,10 @@ def main(arguments: list[str]) -> int:
         video = Path(folder) / "cats.mp4"
         write_video(video, make_frames(options.seconds), Fraction(RATE), Fraction(1, RATE))
         for _ in tqdm(range(options.rounds), "video", unit=" rounds", disable=None):
-            rates.append([measure(options.run, options.direction, video) for measure in (time_network, time_translate)])
-    alone, whole = (statistics.median(column) for column in zip(*rates, strict=True))
-    ratios = [pair[1] / pair[0] for pair in rates]
-    each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-    print(f"the network {alone:.1f} frames/s, translate {whole:.1f}: {statistics.median(ratios):.2f} ({each})")
+            what = options.run, options.direction, video
+            rates.append((time_network(*what), time_translate(*what)))
+    alone, whole, ratio = summarize(rates)
+    print(f"the network {alone:.1f} frames/s, translate {whole:.1f}: {ratio}")
     return 0
 
 
