@@ -46,6 +46,17 @@ class Recipe(NamedTuple):
     evaluate: Callable[[], list[dict[str, Any]]] | None = None
 
 
+class _Session(NamedTuple):
+    """What one call of `train` works on; `total` is the number of iterations that the run will have."""
+
+    run: Run
+    state: TrainingState
+    data: "dict[str, ImageBatches]"
+    options: "CommonOptions"
+    recipe: Recipe
+    total: int
+
+
 def train(
     run: Run, state: TrainingState, data: "dict[str, ImageBatches]", options: "CommonOptions", recipe: Recipe
 ) -> int:
@@ -56,26 +67,21 @@ def train(
     """
     with run:
         total = options.train_iters or next(iter(data.values())).iterations(options.num_epochs)  # type: ignore
-        if not _restore_and_announce(run, state, data, options, recipe, total):
+        session = _Session(run, state, data, options, recipe, total)
+        if not _restore_and_announce(session):
             return 0
-        stopped_by = _Loop(run, state, data, options, recipe, total).take_steps()
-        _summarize(run, state, options, total, stopped_by)
+        stopped_by = _Loop(session).take_steps()
+        _summarize(session, stopped_by)
     return 128 + stopped_by if stopped_by else 0
 
 
-def _restore_and_announce(
-    run: Run,
-    state: TrainingState,
-    data: "dict[str, ImageBatches]",
-    options: "CommonOptions",
-    recipe: Recipe,
-    total: int,
-) -> bool:
+def _restore_and_announce(session: _Session) -> bool:
     """Load the newest checkpoint, if there is one, and report what will be trained on what.
 
     Returns:
         Whether there is anything to do.
     """
+    run, state, data, options, recipe, total = session
     run.record_data({domain: images.describe_data() for domain, images in data.items()})
     checkpoint = run.load_checkpoint()
     if checkpoint is not None:
@@ -118,21 +124,15 @@ def _restore_and_announce(
             name = "real" if len(data) == 1 else f"real-{domain}"
             run.logs.save_grid(name, 0, image_grid(images.preview(columns**2), columns))
     if checkpoint is not None:
-        _announce_rate(run, state, data, options, checkpoint["options"], total)
+        _announce_rate(session, checkpoint["options"])
     start = f", from {state.step}" if state.step else ""
     LOG.info("Training to iteration %d in %s%s", total, run.folder, start)
     return True
 
 
-def _announce_rate(
-    run: Run,
-    state: TrainingState,
-    data: "dict[str, ImageBatches]",
-    options: "CommonOptions",
-    saved: dict[str, Any],
-    total: int,
-) -> None:
+def _announce_rate(session: _Session, saved: dict[str, Any]) -> None:
     """Say how the learning rate changes if the length is no longer that of the options in the checkpoint."""
+    run, state, data, options, _, total = session
     length = saved["train_iters"] or next(iter(data.values())).iterations(saved["num_epochs"])
     change = describe_rate_change(options, state.step, length, total)
     if change:
@@ -145,20 +145,12 @@ def _announce_rate(
 class _Loop:
     """Takes the steps of a run, and does everything that happens between them."""
 
-    def __init__(
-        self,
-        run: Run,
-        state: TrainingState,
-        data: "dict[str, ImageBatches]",
-        options: "CommonOptions",
-        recipe: Recipe,
-        total: int,
-    ):
-        self.run, self.state, self.options, self.recipe, self.total = run, state, options, recipe, total
-        self.steps = StepRunner(state, data, options, recipe.train_step)
-        self.saved_step = run.resumed_step
+    def __init__(self, session: _Session):
+        self.run, self.state, data, self.options, self.recipe, self.total = session
+        self.steps = StepRunner(self.state, data, self.options, self.recipe.train_step)
+        self.saved_step = self.run.resumed_step
         self.bar = ProgressBar(
-            None, "", "it", total, initial=state.step, bar_format="{l_bar}{bar:8}{r_bar}", leave=True
+            None, "", "it", self.total, initial=self.state.step, bar_format="{l_bar}{bar:8}{r_bar}", leave=True
         )
         self.logged = time.monotonic()  # when log.txt got its last line of progress
 
@@ -263,8 +255,9 @@ def _describe_script(run: Run) -> str:
     return f"{launch} {shlex.quote(script)}"
 
 
-def _summarize(run: Run, state: TrainingState, options: "CommonOptions", total: int, stopped_by: int) -> None:
+def _summarize(session: _Session, stopped_by: int) -> None:
     """Say where everything is and how to continue."""
+    run, state, _, options, _, total = session
     command, folder = _describe_script(run), shlex.quote(str(run.folder))
     resume = f"{command} --resume {folder}"
     if stopped_by:
