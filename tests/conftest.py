@@ -39,22 +39,24 @@ def make_photo(size: tuple[int, int], seed: int) -> Image.Image:
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
+def make_photos(folder: Path, count: int = 10, seed: int = 0) -> Path:
+    """Write images of different shapes, 0.png and so on, to a folder; return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        make_photo((40 + 3 * i, 48), seed + i).save(folder / f"{i}.png")
+    return folder
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """A folder of 10 images of different shapes."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for i in range(10):
-        make_photo((40 + 3 * i, 48), i).save(folder / f"{i}.png")
-    return folder
+    return make_photos(tmp_path / "photos")
 
 
 def make_domains(root: Path, jpeg: bool = False) -> None:
     """Write two domains: trainA with 10 images, trainB with 7, testA and testB with 3; with `jpeg` one more in each."""
     for seed, (name, count) in enumerate({"trainA": 10, "trainB": 7, "testA": 3, "testB": 3}.items()):
-        (root / name).mkdir(parents=True, exist_ok=True)
-        for i in range(count):
-            make_photo((40 + 3 * i, 48), 100 * (seed + 1) + i).save(root / name / f"{i}.png")
+        make_photos(root / name, count, 100 * (seed + 1))
         if jpeg:
             make_photo((40, 40), seed).save(root / name / "a.jpg")
 

@@ -18,7 +18,7 @@ from unittest import mock
 
 import torch
 
-from tests.conftest import MODULES, assert_same, make_domains, make_photo, resume, temporary_files, train
+from tests.conftest import MODULES, assert_same, make_domains, make_photos, resume, temporary_files, train
 from training.state import TrainingState
 
 
@@ -61,9 +61,7 @@ STOPPED, TOTAL = 2, 6  # iterations
 def make_images(folder: Path, script: str) -> Path:
     """Make the images that a script trains on; return the folder for its --data."""
     make_domains(folder / "domains")
-    (folder / "photos").mkdir()
-    for i in range(10):
-        make_photo((40, 40), i).save(folder / "photos" / f"{i}.png")
+    make_photos(folder / "photos")
     return folder / {"vanilla_gan.py": "photos", "cycle_gan.py": "domains"}[script]
 
 

@@ -15,7 +15,7 @@ from options.commands import CommandOptions, SampleOptions
 from options.common import CommonOptions
 from options.fields import expand_home, flag_of, option_fields
 from options.training import CycleOptions, VanillaOptions
-from tests.conftest import make_photo, resume, train
+from tests.conftest import make_photos, resume, train
 
 
 def all_classes(cls: type) -> list[type]:
@@ -112,10 +112,8 @@ def test_the_home_of_a_user(monkeypatch):
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
     """A home folder with images, and an empty folder to work in."""
-    for folder in ("home/photos", "work"):
-        (tmp_path / folder).mkdir(parents=True)
-    for i in range(6):
-        make_photo((40, 40), i).save(tmp_path / "home/photos" / f"{i}.png")
+    make_photos(tmp_path / "home/photos", 6)
+    (tmp_path / "work").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "home"

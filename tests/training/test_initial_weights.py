@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from runs.checkpoints import write_checkpoint
-from tests.conftest import TINY, FinishedRun, assert_same, make_domains, make_photo, resume, train
+from tests.conftest import TINY, FinishedRun, assert_same, make_domains, make_photos, resume, train
 
 FROZEN = "--lr=1e-30"  # too small to change a weight
 
@@ -26,9 +26,7 @@ def folder(tmp_path_factory):
     """Images and, for each script, a run `old-SCRIPT` of three iterations, with a large difference of its average."""
     folder = tmp_path_factory.mktemp("initial")
     make_domains(folder / "cycle_gan.py")
-    (folder / "vanilla_gan.py").mkdir()
-    for i in range(10):
-        make_photo((40, 40), i).save(folder / "vanilla_gan.py" / f"{i}.png")
+    make_photos(folder / "vanilla_gan.py")
     for script, flags in NETWORKS.items():
         assert start(folder, script, f"old-{script}", *flags, "--train_iters=3", "--lr=0.01", "--seed=3") == 0
     return folder

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from tests.conftest import ROOT, FinishedRun, make_domains, make_photo
+from tests.conftest import ROOT, FinishedRun, make_domains, make_photos
 from tests.helpers import two_processes
 
 pytestmark = pytest.mark.golden
@@ -17,9 +17,7 @@ def root(tmp_path_factory):
     """Run folders: those of one process, made here, and those of two, by torchrun."""
     root = tmp_path_factory.mktemp("processes")
     make_domains(root / "domains")
-    (root / "photos").mkdir()
-    for i in range(10):
-        make_photo((40 + 3 * i, 48), i).save(root / "photos" / f"{i}.png")
+    make_photos(root / "photos")
     for name in two_processes.CASES:
         assert two_processes.run(f"{name}-one", root) == 0
     assert two_processes.run("vanilla-to_resume", root, "--train_iters=2") == 0
