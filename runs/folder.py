@@ -186,6 +186,8 @@ class Run:
         """
         path, recorded = self.folder / "data.json", self.recorded_images
         if recorded is None:
+            if not self._is_new and list_checkpoints(self.folder):
+                LOG.warning("%s is missing, so the run now has the images that its folders hold today", path)
             return write_json(path, data)
         for domain, now in data.items():
             changes = describe_changes(recorded[domain], now)

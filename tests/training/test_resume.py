@@ -241,7 +241,9 @@ def test_images_that_were_added_do_not_change_a_resumed_run(script, images_of, t
     assert_same_runs(whole, FinishedRun(tmp_path / "parts"))
     assert (whole.folder / "metrics.csv").read_bytes() == (tmp_path / "parts" / "metrics.csv").read_bytes()
     (tmp_path / "control" / "data.json").unlink()  # as a run of an early version
+    capsys.readouterr()
     assert resume(f"--resume={tmp_path / 'control'}", script=script) == 0
+    assert "data.json is missing, so the run now has the images that its folders hold today" in capsys.readouterr().out
     with pytest.raises(AssertionError):
         assert_same_runs(whole, FinishedRun(tmp_path / "control"))
 
