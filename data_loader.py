@@ -242,7 +242,7 @@ class ImageBatches:
             except Exception as error:  # Pillow's decoders raise any exception for broken bytes
                 name, reason = self.source.names[index], describe_error(error)
                 raise UserError(
-                    f"{self.source.location / name} is no longer readable ({reason}); restore it and use --resume"
+                    f"{self.source.location / name} has become unreadable ({reason}); restore it and use --resume"
                 ) from None
         self._streamed = {key: batch for key, batch in self._streamed.items() if key[0] > step and key[1] == whole}
         batch = torch.stack(images)  # (B, 3, R, R)

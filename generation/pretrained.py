@@ -15,8 +15,8 @@ ADDRESS = "https://efrosgans.eecs.berkeley.edu/cyclegan/pretrained_models"
 def fetch_pretrained(name: str) -> Path:
     """Return the file of a generator of the CycleGAN authors, downloaded at the first call, and credit the authors.
 
-    The authors publish no checksums: that of the first download is recorded beside the file, and the file is compared
-    with it at each call.
+    The authors publish no checksums. The checksum of the first download is recorded beside the file, and each call
+    compares the file with it.
 
     Raises:
         UserError: unknown name, or the file cannot be downloaded.

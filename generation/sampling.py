@@ -113,7 +113,7 @@ def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
     """Return the point t in [0, 1] of the way from a to b, on an arc (Shoemake 1985), within [-1, 1].
 
     The direction rotates at constant speed and the length is blended. If a and b point the same or the opposite way,
-    there is no single arc, and the point is on a straight line.
+    no single arc connects them, and the point is on a straight line.
     """
     length_a, length_b = a.norm(), b.norm()
     angle = torch.acos((a.flatten() @ b.flatten() / (length_a * length_b)).clamp(-1, 1))

@@ -186,7 +186,7 @@ def find_inputs(options: TranslateOptions) -> tuple[list[Path], list[Path]]:
     source, target = Path(options.input), Path(options.out)
     ending = source.suffix.lower()
     if not source.exists():
-        raise UserError(f"INPUT: there is no {source}; give an image, a folder of images or a video")
+        raise UserError(f"INPUT: {source} does not exist; give an image, a folder of images or a video")
     if source.is_dir() and (target.resolve() == source.resolve() or source.resolve() in target.resolve().parents):
         raise UserError(f"--out: {target} is the input folder or inside it; give a folder elsewhere")
     if options.smooth is not None and not keeps_frames(source, target):

@@ -56,7 +56,7 @@ def find_inception_weights(path: str | None) -> Path:
 
     if path is not None:
         if not os.path.isfile(path):
-            raise UserError(f"--inception_weights: there is no file {path}; download {ADDRESS}")
+            raise UserError(f"--inception_weights: the file {path} does not exist; download {ADDRESS}")
         return Path(path)
     cached = Path(torch.hub.get_dir()) / "checkpoints" / ADDRESS.rsplit("/", 1)[1]
     if not cached.exists():
@@ -152,7 +152,7 @@ def load_features(features: str, inception_weights: str | None, device: torch.de
         return _load_inception(find_inception_weights(inception_weights), device)
     path = Path(features)
     if not os.path.isfile(path):
-        raise UserError(f"--features: there is no file {features}; use inception, pixels or a file")
+        raise UserError(f"--features: the file {features} does not exist; use inception, pixels or a file")
     try:
         is_script = False
         if zipfile.is_zipfile(path):  # weights in the format of before PyTorch 1.6 are none

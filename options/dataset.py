@@ -23,8 +23,9 @@ class DownloadOptions(DatasetOptions):
         python dataset.py download apple2orange
         python dataset.py download apple2orange --from ~/Downloads/apple2orange.zip
 
-    `--data NAME` then trains on it. The folder is made whole or not at all. The SHA-256 of the zip file is compared
-    with the published one; where none is published, with that of the first download, in data/NAME.zip.sha256.
+    `--data NAME` then trains on it. The folder is made whole or not at all. The SHA-256 of the zip file must
+    equal the published one. If none is published, it must equal the SHA-256 of the first download, which is kept in
+    data/NAME.zip.sha256.
     """
 
     # fmt: off
@@ -115,9 +116,9 @@ class DiffuseOptions(DatasetOptions):
         metavar="FOLDER_OR_HUB_NAME")
     seed: int = option(0, "seed of image 0; image K has the seed plus K", at_least=0, at_most=2**63 - 1)
     steps: int | None = option(
-        None, "denoising steps: fewer are faster; default: that of the model", at_least=1, at_most=10_000, metavar="N")
+        None, "denoising steps: fewer are faster; default: as the model says", at_least=1, at_most=10_000, metavar="N")
     guidance: float | None = option(
-        None, "how closely images follow the prompt; default: that of the model", at_least=0, at_most=100, metavar="G")
+        None, "how closely images follow the prompt; default: as the model says", at_least=0, at_most=100, metavar="G")
     negative_prompt: str | None = option(None, "text of what images should not show", metavar="TEXT")
     size: int | None = option(
         None, "height and width in pixels; default: those of the model, which are best", at_least=8, at_most=4096,

@@ -44,7 +44,7 @@ def open_run(request: "Options") -> "tuple[Run, Options]":
         script, values, samples = saved["script"], saved["options"], saved["samples"]
     except (OSError, ValueError, KeyError, TypeError):
         if not os.path.exists(folder):
-            raise UserError(f"--resume: there is no {folder}{_similar_runs(folder)}") from None
+            raise UserError(f"--resume: {folder} does not exist{_similar_runs(folder)}") from None
         is_file = os.path.isfile(folder)
         reason = "it is a file; --init_from starts a new run from a file" if is_file else "no readable options.json"
         has_run = (folder.parent / "options.json").is_file()

@@ -143,7 +143,7 @@ def _work_folder(folder: Path) -> Iterator[Path]:
 def _check_file(file: Path, name: str, data_set: DataSet, folder: Path) -> Path:
     """Return a zip file that the user has. Raises UserError if it does not exist or is not the published one."""
     if not file.is_file():
-        raise UserError(f"--from: there is no file {file}; give the zip file of {name}")
+        raise UserError(f"--from: {file} is not a file; give the zip file of {name}")
     known = data_set.sha256 or read_checksum(_record(folder, name))
     if known is not None:
         import pooch

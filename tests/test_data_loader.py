@@ -131,7 +131,7 @@ def test_a_file_that_disappears_while_it_is_streamed(photos):
     images = batches(list_images(photos), cache_gb=0)
     for path in photos.iterdir():
         path.unlink()
-    with pytest.raises(UserError, match=r"photos/\d\.png is no longer readable .*restore it and use --resume"):
+    with pytest.raises(UserError, match=r"photos/\d\.png has become unreadable .*restore it and use --resume"):
         images.batch(0)
 
 

@@ -49,7 +49,10 @@ MISTAKES = {
     "hold out all": (["--test_split=0.99"], ["--test_split", "0.99", "smaller"]),
     "home of an unknown user": (["--data=~no-such-user"], ["--data", "~no-such-user", "give the folder"]),
     "long name of images": (["--data=" + 300 * "x"], ["--data: there is no folder xxx"]),
-    "long name of features": (["--eval_every=1", "--features=" + 300 * "x"], ["--features: there is no file xxx"]),
+    "long name of features": (
+        ["--eval_every=1", "--features=" + 300 * "x"],
+        ["--features: the file xxx", "does not exist"],
+    ),
     "features in the home of an unknown user": (
         ["--eval_every=1", "--features=~no-such-user"],
         ["--features", "~no-such-user"],
@@ -63,7 +66,7 @@ MISTAKES = {
     ),
     "long name of runs": (["--checkpoint_dir={tmp}/" + 300 * "x"], ["--checkpoint_dir", "too long", "another folder"]),
     "long name of grids": (["--sample_dir={tmp}/" + 300 * "x"], ["--sample_dir", "too long", "another folder"]),
-    "long name of a run": (["--resume=" + 300 * "x"], ["--resume", "there is no"]),
+    "long name of a run": (["--resume=" + 300 * "x"], ["--resume", "does not exist"]),
     "resume a folder without a run": (["--resume={tmp}/empty"], ["--resume", "empty", "not a run folder", "runs/NAME"]),
     "folder of folders": (["--data={tmp}"], ["--data", "broken, empty, photos, runs", "give one of them"]),
     "resume without a run": (["--resume"], ["--resume", "RUN_FOLDER"]),

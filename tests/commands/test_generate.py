@@ -450,7 +450,7 @@ MISTAKES = {
     "fps of a GIF": (["interpolate", "cats", "--seeds=1,2", "--fps=60", "-o", "w.gif"], ["--fps", "60", "GIF", "50"]),
     "walk ending": (["interpolate", "cats", "--seeds=1,2", "-o", "w.png"], ["--out", "w.png", ".mp4", ".gif"]),
     "walk exists": (["interpolate", "cats", "--seeds=1,2", "-o", "taken.mp4"], ["taken.mp4", "--overwrite"]),
-    "no input": (["translate", "fruit", "b", "--direction=X2Y", "-o", "c"], ["INPUT", "there is no b"]),
+    "no input": (["translate", "fruit", "b", "--direction=X2Y", "-o", "c"], ["INPUT", "b does not exist"]),
     "kind of input": (
         ["translate", "fruit", "a.txt", "--direction=X2Y", "-o", "c"],
         ["INPUT", "a.txt", ".png", ".mp4"],

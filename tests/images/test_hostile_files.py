@@ -436,7 +436,7 @@ def test_files_that_disappear_during_training(cache_gb, code, photos, tmp_path, 
     flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--name=run", f"--cache_gb={cache_gb}"]
     assert train(*flags, "--train_iters=12", "--checkpoint_every=2") == code
     run, err = FinishedRun(tmp_path / "run"), capsys.readouterr().err
-    assert err.count("\n") == (code == 2) and ("is no longer readable" in err and "--resume" in err) is (code == 2)
+    assert err.count("\n") == (code == 2) and ("has become unreadable" in err and "--resume" in err) is (code == 2)
     assert run.steps("checkpoint-*.pt")[-1] >= 4
     for path in photos.glob("*.away"):
         path.rename(path.with_suffix(".png"))

@@ -163,7 +163,7 @@ def test_a_zip_file_that_the_user_has(server, data, tmp_path, capsys):
     shutil.rmtree(data)
     (tmp_path / "mine.zip").write_bytes(OBAMA)
     assert f"so it is not the published {NAME}.zip" in fails(capsys, NAME, "--from", tmp_path / "mine.zip")
-    assert "--from: there is no file" in fails(capsys, NAME, "--from", tmp_path)
+    assert f"--from: {tmp_path} is not a file; give the zip file" in fails(capsys, NAME, "--from", tmp_path)
     assert run(SHOT, "--from", tmp_path / "mine.zip") == 0, "no checksum is published"
     shutil.rmtree(data)
     (tmp_path / "mine.zip").write_bytes(zip_of([]))
