@@ -8,7 +8,7 @@ from layers.blocks import ResidualBlock
 from layers.image_pool import ImagePool
 from options.command_line import parse_command_line
 from options.fields import DIFFAUGMENT_ALL
-from options.training import CycleOptions
+from options.training import CycleOptions, VanillaOptions
 from system.device import choose_precision
 from tests.conftest import MODULES, OPTIONS
 from training.state import TrainingState
@@ -99,3 +99,11 @@ def test_our_best_for_the_same_cats():
     assert (best.X, best.Y) == (theirs.X, theirs.Y) and best.lr == CycleOptions().lr != theirs.lr
     assert best.disc == "patch" and best.use_cycle_consistency_loss and best.data_aug == "basic"
     assert best.use_diffaug == DIFFAUGMENT_ALL and best.train_iters == 3000 and not best.use_identity_loss
+
+
+def test_the_dcgan_of_leos_faces():
+    """5,000 epochs, spectral norm, deluxe, DiffAugment, patches, a linear rate."""
+    options = VanillaOptions(**VanillaOptions.PRESETS["leo"][1])
+    assert (options.num_epochs, options.train_iters, options.data) == (5000, None, "faces/me")
+    assert (options.data_aug, options.use_diffaug, options.disc) == ("deluxe", DIFFAUGMENT_ALL, "patch")
+    assert (options.spectral_norm, options.lr_policy, options.lr) == (True, "linear", 2e-4)

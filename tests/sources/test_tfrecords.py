@@ -10,6 +10,7 @@ from tfrecord import TFRecordWriter
 
 from images.decoding import ImageError, decode
 from images.values import find_scale
+from options.training import VanillaOptions
 from sources.domains import read_images
 from sources.folders import find_folder
 from sources.tfrecords import find_records
@@ -251,3 +252,17 @@ def test_16_bit_images_in_records_are_measured_and_jpegs_are_not_opened_for_it(t
     with ThreadPoolExecutor(1) as pool:
         scale = find_scale(source, pool)
     assert [source.names[index] for index in opened] == ["x.png"] and scale.range == (0, 4095)
+
+
+def test_a_relative_name_of_a_file_is_recorded_as_absolute(tmp_path, images, monkeypatch):
+    write_records(tmp_path / "a.tfrec", images)
+    monkeypatch.chdir(tmp_path)
+    assert VanillaOptions(data="a.tfrec").with_absolute_paths().data == str(tmp_path / "a.tfrec")
+
+
+@pytest.mark.faults
+def test_records_without_a_readable_image_end_the_training_without_a_word_of_extensions(tmp_path, capsys):
+    write_records(tmp_path / "a.tfrec", {"text": b"this is not a picture"})
+    assert train(f"--data={tmp_path}", f"--checkpoint_dir={tmp_path / 'runs'}") == 2
+    error = capsys.readouterr().err
+    assert "none of the 1 images in" in error and "extensions" not in error
