@@ -12,6 +12,7 @@ import sys
 
 from options.command_line import parse_subcommand
 from options.dataset import CheckOptions, DatasetOptions, DiffuseOptions, DownloadOptions, FacesOptions
+from sources.catalogue import list_data_sets
 
 OPTIONS_OF: dict[str, type[DatasetOptions]] = {
     "download": DownloadOptions,
@@ -29,6 +30,9 @@ from system.program import run_main
 def main(options: DatasetOptions) -> int:
     """Run the sub-command whose options these are; return the exit code. Each imports only what it needs itself."""
     if isinstance(options, DownloadOptions):
+        if options.list:
+            print(list_data_sets())
+            return 0
         from sources.downloads import download
 
         return download(options)

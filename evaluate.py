@@ -5,12 +5,14 @@
     python evaluate.py checkpoints/NAME photos/others         # against other images than it was trained on
     python evaluate.py checkpoints/NAME --data new/place      # the images were moved; --X and --Y for a run of these
     python evaluate.py made photos/cats                       # two folders of images
-    python evaluate.py checkpoints/NAME --features pixels     # without any network
+    python evaluate.py checkpoints/NAME --features imagenet   # a quick network that needs no download
+    python evaluate.py checkpoints/NAME --json > numbers.json # for other programs
 
 Distances are computed in the features of a network. With Inception-v3 (the default; its weights, 95 MB, are downloaded
-at the first use) they are FID, KID and MiFID; with --features FILE they have other names, because they are other
-numbers. --features pixels needs no weights. The numbers go to metrics.csv and to a JSON file in the run folder, with
-the protocol; the images most like their nearest training images go to a picture, to check for memorization.
+at the first use) they are FID, KID and MiFID; with other features they have other names, because they are other
+numbers. --features imagenet is the network EfficientNet-Lite0, whose weights are installed with the program;
+--features pixels needs no network. The numbers go to metrics.csv and to a JSON file in the run folder, with the
+protocol; the images most like their nearest training images go to a picture, to check for memorization.
 """
 
 import sys
@@ -22,8 +24,11 @@ from options.value_range import read_value_ranges
 if __name__ == "__main__":
     OPTIONS = parse_command(EvaluateOptions, __doc__)  # before torch is imported, so that --help answers at once
 
+import contextlib
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,6 +37,7 @@ from metrics.evaluation import Comparison, Evaluator, RealImages, load_real_imag
 from metrics.features import Features, UnavailableError, load_features
 from metrics.folders import read_folder, read_folders
 from metrics.report import MIN_IMAGES_FOR_FID, MIN_IMAGES_FOR_RECALL, describe, draw_nearest, save_evaluation
+from metrics.variety import describe_variety
 from runs.checkpoints import is_run
 from runs.records import read_images, with_recorded_folders
 from runs.tables import read_metrics
@@ -108,16 +114,34 @@ def output_folder(options: EvaluateOptions) -> Path | None:
 
 
 def choose_features(options: EvaluateOptions, device: torch.device) -> Features:
-    """Return the features of --features; pixels if Inception's weights are not available."""
+    """Return the features of --features. If inception is not available, imagenet; if imagenet is not, pixels."""
     try:
         return load_features(options.features, options.inception_weights, device)
     except UnavailableError as error:
-        LOG.warning("%s. Using --features pixels instead.", error)
-        return load_features("pixels", None, device)
+        instead = "imagenet" if options.features == "inception" else "pixels"
+        LOG.warning("%s. Using --features %s instead.", error, instead)
+        return choose_features(dataclasses.replace(options, features=instead), device)
 
 
-def main(options: EvaluateOptions) -> int:
-    """Measure the run or folder of the command line; return the exit code."""
+def warn_of_few_images(comparisons: list[Comparison], rows: list[dict[str, Any]]) -> None:
+    """Warn if some of the numbers in `rows` mean little, because a comparison has few images."""
+    fewest = min(min(len(one.generated), len(one.reference)) for one in comparisons)
+    if fewest < MIN_IMAGES_FOR_FID:
+        LOG.warning(
+            "Frechet distances are biased upwards with fewer than 2,048 images; compare only equal numbers of images "
+            "(here %d). The kernel distance is not biased", fewest,
+        )  # fmt: skip
+    if fewest < MIN_IMAGES_FOR_RECALL and any(row["metric"] == "recall" for row in rows):
+        LOG.warning("precision and recall mean little with %d images", fewest)
+
+
+def measure(options: EvaluateOptions) -> dict[str, Any]:
+    """Measure the run or folder of the command line, show the numbers, and save them.
+
+    Returns:
+        What --json prints: "protocol", the options with script and step; "rows" of metrics.csv, and after them rows of
+        the metrics without a value, with the value None and a "reason"; "files", the paths of the files written.
+    """
     device = choose_device(options.device)
     tune_malloc()
     torch.set_flush_denormal(True)
@@ -143,10 +167,11 @@ def main(options: EvaluateOptions) -> int:
 
     # Measure, and report.
     evaluator = Evaluator(features, device, options.seed, options.batch_size)
-    rows, pictures = [], {}
+    rows, without_value, pictures, varieties = [], [], {}, []
     for one in comparisons:
         found, (distances, indices) = evaluator(one)
         rows += found
+        without_value += evaluator.without_value
         if one.task not in pictures:  # of the training images, if there are several splits
             pictures[one.task] = draw_nearest(one, distances, indices)
         title = {"z": "samples", "folder": f"images of {options.run}"}.get(one.task, f"translations {one.task}")
@@ -154,21 +179,31 @@ def main(options: EvaluateOptions) -> int:
         LOG.info("%d %s, against %d %s", len(one.generated), title, len(one.reference), other)
         for line in describe(found):
             LOG.info("%s", line)
-    fewest = min(min(len(one.generated), len(one.reference)) for one in comparisons)
-    if fewest < MIN_IMAGES_FOR_FID:
-        LOG.warning(
-            "Frechet distances are biased upwards with fewer than 2,048 images; compare only equal numbers of images "
-            "(here %d). The kernel distance is not biased", fewest,
-        )  # fmt: skip
-    if fewest < MIN_IMAGES_FOR_RECALL and any(row["metric"] == "recall" for row in rows):
-        LOG.warning("precision and recall mean little with %d images", fewest)
+        varieties.append(describe_variety(found, f"{title}, test images" if one.split == "test" else title))
+    warn_of_few_images(comparisons, rows)
+    for line in filter(None, varieties):
+        LOG.info("%s", line)
 
     # Save the numbers with their protocol, and the pictures.
-    if out is not None:
-        step, script = (trained.step, trained.script) if trained is not None else (0, None)
-        about = {**dataclasses.asdict(options), "script": script}
-        for path in save_evaluation(out, step, features.name, about, rows, pictures):
-            LOG.info("wrote %s", path)
+    step, script = (trained.step, trained.script) if trained is not None else (0, None)
+    about = {**dataclasses.asdict(options), "script": script}
+    del about["json"]  # another form of the same results
+    source = {"step": step, "source": "evaluate.py"}
+    rows, without_value = ([{**source, **row} for row in some] for some in (rows, without_value))
+    written = [] if out is None else save_evaluation(out, step, features.name, about, rows, pictures)
+    for path in written:
+        LOG.info("wrote %s", path)
+    return {"protocol": {**about, "step": step}, "rows": rows + without_value, "files": [str(path) for path in written]}
+
+
+def main(options: EvaluateOptions) -> int:
+    """Measure as the command line says; return the exit code."""
+    if not options.json:
+        measure(options)
+        return 0
+    with contextlib.redirect_stdout(sys.stderr):  # messages
+        results = measure(options)
+    print(json.dumps(results, indent=2, allow_nan=False))
     return 0
 
 

@@ -1,9 +1,10 @@
-"""Use a trained generator: sample, interpolate, translate, export.
+"""Use a trained generator: sample, interpolate, translate, export, make a demo.
 
     python generate.py sample checkpoints/my-cats -n 64 --grid cats.png
     python generate.py interpolate checkpoints/my-cats --seeds 3,7,11 --frames 60 --loop -o walk.gif
     python generate.py translate checkpoints/my-fruit photos/apples --direction X2Y -o oranges
     python generate.py export checkpoints/my-cats --format onnx -o cats.onnx
+    python generate.py demo checkpoints/my-cats -o cats.html
 
 The network is rebuilt from the options in the checkpoint, with the moving average of its weights if the run kept one.
 The images that it was trained on are not needed. See `python generate.py COMMAND --help` for all options.
@@ -14,18 +15,27 @@ from collections.abc import Callable
 from typing import Any
 
 from options.command_line import parse_subcommand
-from options.commands import ExportOptions, GenerateOptions, InterpolateOptions, SampleOptions, TranslateOptions
+from options.commands import (
+    DemoOptions,
+    ExportOptions,
+    GenerateOptions,
+    InterpolateOptions,
+    SampleOptions,
+    TranslateOptions,
+)
 
 OPTIONS_OF: dict[str, type[GenerateOptions]] = {
     "sample": SampleOptions,
     "interpolate": InterpolateOptions,
     "translate": TranslateOptions,
     "export": ExportOptions,
+    "demo": DemoOptions,
 }
 
 if __name__ == "__main__":
     OPTIONS = parse_subcommand(OPTIONS_OF, __doc__)  # before torch is imported, so that --help answers at once
 
+from generation.demo import demo
 from generation.export import export
 from generation.sampling import interpolate, sample
 from generation.trained import load_generator
@@ -41,6 +51,7 @@ COMMANDS: dict[type, Callable[[Any], int]] = {
     InterpolateOptions: interpolate,
     TranslateOptions: translate,
     ExportOptions: export,
+    DemoOptions: demo,
 }
 
 

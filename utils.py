@@ -11,21 +11,11 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor, nn
-
-try:
-    from torchvision.utils import make_grid
-except (ImportError, RuntimeError, OSError) as error:  # compiled parts that do not fit each other
-    sys.stderr.write(
-        f"torchvision does not load beside torch {torch.__version__} ({type(error).__name__}); install a matching "
-        "pair: pip install --force-reinstall -r requirements.txt\n"
-    )
-    raise SystemExit(2) from None
+if TYPE_CHECKING:  # torch takes seconds to import, and report.py needs only the helpers for text
+    import numpy as np
+    from torch import Tensor, nn
 
 LOG = logging.getLogger("gan")  # what the terminal and log.txt show; see system/program.py and runs/logs.py
 LOG.setLevel(logging.DEBUG)
@@ -69,18 +59,20 @@ def suggest(name: str, known: Iterable[str], prefix: str = "") -> str:
     return f"did you mean {' or '.join(names[:3])}? " if names else ""
 
 
-def count_parameters(network: nn.Module) -> int:
+def count_parameters(network: "nn.Module") -> int:
     """Return the number of trained weights."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def all_finite(tensors: Iterable[Any]) -> bool:
     """Whether no floating-point tensor has NaN or infinity; other values are ignored. Waits for the device."""
+    from torch import Tensor, nn
+
     floats = [one for one in tensors if isinstance(one, Tensor) and one.is_floating_point() and one.numel()]
     return not floats or bool(nn.utils.get_total_norm(floats, norm_type=math.inf).isfinite())
 
 
-def uniform_to_index(u: Tensor, count: Tensor | int) -> Tensor:
+def uniform_to_index(u: "Tensor", count: "Tensor | int") -> "Tensor":
     """Turn numbers in [0, 1) into whole numbers in [0, count). A draw that a device has rounded to 1 stays inside."""
     return (u * count).long().clamp(max=count - 1)
 
@@ -104,14 +96,14 @@ def import_matplotlib() -> None:
         import matplotlib  # noqa: F401
 
 
-def from_uint8(pixels: Tensor) -> Tensor:
+def from_uint8(pixels: "Tensor") -> "Tensor":
     """[0, 255] -> [-1, 1], float32."""
     return pixels.float() / 127.5 - 1
 
 
-def to_uint8(images: Tensor) -> Tensor:
+def to_uint8(images: "Tensor") -> "Tensor":
     """[-1, 1], clipped -> [0, 255], rounded."""
-    return (images.detach().float().clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
+    return (images.detach().float().clamp(-1, 1) + 1).mul(127.5).round().byte()
 
 
 def grid_columns(image_size: int) -> int:
@@ -119,23 +111,34 @@ def grid_columns(image_size: int) -> int:
     return 8 if image_size <= 128 else 4
 
 
-def image_grid(images: Tensor, columns: int, padding: int = 2) -> Tensor:
+def image_grid(images: "Tensor", columns: int, padding: int = 2) -> "Tensor":
     """Lay out images (N, 3, H, W) in [-1, 1] in rows of `columns`, as one uint8 image (3, H', W') on the CPU.
 
     Args:
-        padding: white pixels between the images and around them.
+        padding: white pixels between the images and around them; a single image gets none.
     """
-    return make_grid(to_uint8(images).cpu(), nrow=columns, padding=padding, pad_value=255)  # (3, H', W')
+    from torch.nn.functional import pad
+
+    tiles = to_uint8(images).cpu()  # (N, 3, H, W)
+    if len(tiles) == 1:
+        return tiles[0]
+    columns = min(columns, len(tiles))
+    # Each tile gets its margin on the left and above; white tiles fill the last row.
+    tiles = pad(tiles, (padding, 0, padding, 0, 0, 0, 0, -len(tiles) % columns), value=255)
+    rows = tiles.unflatten(0, (-1, columns)).permute(2, 0, 3, 1, 4)  # (3, rows, H + padding, columns, W + padding)
+    return pad(rows.flatten(3).flatten(1, 2), (0, padding, 0, padding), value=255)  # (3, H', W')
 
 
-def to_pixels(image: Tensor) -> np.ndarray:
+def to_pixels(image: "Tensor") -> "np.ndarray":
     """Image (3, H, W) in [-1, 1] or of uint8 -> uint8 (H, W, 3), for Pillow and FFmpeg."""
-    image = image if image.dtype == torch.uint8 else to_uint8(image)
+    image = to_uint8(image) if image.is_floating_point() else image
     return image.permute(1, 2, 0).cpu().numpy()
 
 
-def to_png(picture: Tensor) -> bytes:
+def to_png(picture: "Tensor") -> bytes:
     """Encode a uint8 image (3, H, W) as a PNG file."""
+    from PIL import Image
+
     file = io.BytesIO()
     Image.fromarray(to_pixels(picture)).save(file, format="PNG")
     return file.getvalue()

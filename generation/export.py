@@ -7,13 +7,14 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from generation.trained import choose_generator, load_trained
 from options.commands import ExportOptions
-from system.files import atomic_write, check_new_file
+from system.files import check_new_file, write_bytes
 from utils import LOG, UserError
 
 EXPORT_TOLERANCE = 1e-4  # largest difference between an exported network and PyTorch, on a scale of [-1, 1]
@@ -61,34 +62,27 @@ EXPORTS = {
 }
 
 
-def export(options: ExportOptions) -> int:
-    """Write the network to one file, if its results equal PyTorch's; return the exit code."""
-    # Check the output and the packages, then load the network.
-    path = Path(options.out)
-    write, run, ending, packages = EXPORTS[options.format]
-    check_new_file(path, (ending,), options.overwrite)
+def check_packages(format_: str, flag: str) -> None:
+    """Raise UserError if a package that a format needs is not installed; `flag` says in the message who needs it."""
+    packages = EXPORTS[format_][3]
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"--format {options.format}: needs {', '.join(missing)}; pip install {' '.join(packages)}")
-    trained = load_trained(Path(options.run), options.checkpoint)
-    G = choose_generator(trained, options.direction)
+        raise UserError(f"{flag}: needs {', '.join(missing)}; pip install {' '.join(packages)}")
 
-    # Describe input and output, and choose sizes for the comparison.
-    metadata = {
-        "script": trained.script,
-        "step": str(trained.step),
-        "options": json.dumps(trained.options.to_dict()),
-        "input_range": "[-1, 1]",
-        "output_range": "[-1, 1]",
-        "output_layout": "NCHW, RGB",
-    }
-    if not trained.is_translator:
-        metadata |= {"direction": "z to image", "input_layout": f"z (N, {G.noise_size}, 1, 1), uniform"}
+
+def export_compared(G: Any, format_: str, metadata: dict[str, str]) -> bytes | None:
+    """Return a generator in a format of EXPORTS, compared with PyTorch at several sizes; log the largest difference.
+
+    The batch size stays free; height and width of a translator, too.
+
+    Returns:
+        None if the results differ by more than EXPORT_TOLERANCE.
+    """
+    write, run = EXPORTS[format_][:2]
+    if hasattr(G, "noise_size"):
         axes = {0: "batch"}
         shapes: list[tuple[int, ...]] = [(count, G.noise_size, 1, 1) for count in (2, 1, 5)]
     else:
-        direction = options.direction or next(iter(trained.generators))  # a file of another program may have only one
-        metadata |= {"direction": direction, "input_layout": "NCHW, RGB", "pad_multiple": str(G.stride)}
         axes = {0: "batch", 2: "height", 3: "width"}
         sides = ((2, 8, 12), (1, 8, 8), (3, 16, 6), (1, 5, 7))
         shapes = [(count, 3, height * G.stride, width * G.stride) for count, height, width in sides]
@@ -102,13 +96,45 @@ def export(options: ExportOptions) -> int:
         difference = max((exported(x) - G(x)).abs().max().item() for x in inputs)
     compared = ", ".join("x".join(map(str, shape)) for shape in shapes)
     LOG.info("largest difference from PyTorch, at %s: %.2g", compared, difference)
-    if not difference <= EXPORT_TOLERANCE:
-        sys.stderr.write(
-            f"{options.SCRIPT}: the file was not written: its results differ from PyTorch by more than "
-            f"{EXPORT_TOLERANCE:g}; try another --format\n"
-        )
-        return 1
+    return content if difference <= EXPORT_TOLERANCE else None
+
+
+def report_difference(script: str, remedy: str) -> int:
+    """Say that no file was written because its results differ from PyTorch; return the exit code."""
+    sys.stderr.write(
+        f"{script}: the file was not written: its results differ from PyTorch by more than {EXPORT_TOLERANCE:g}; "
+        f"{remedy}\n"
+    )
+    return 1
+
+
+def export(options: ExportOptions) -> int:
+    """Write the network to one file, if its results equal PyTorch's; return the exit code."""
+    # Check the output and the packages, then load the network.
+    path = Path(options.out)
+    check_new_file(path, (EXPORTS[options.format][2],), options.overwrite)
+    check_packages(options.format, f"--format {options.format}")
+    trained = load_trained(Path(options.run), options.checkpoint)
+    G = choose_generator(trained, options.direction)
+
+    # Describe input and output, and export.
+    metadata = {
+        "script": trained.script,
+        "step": str(trained.step),
+        "options": json.dumps(trained.options.to_dict()),
+        "input_range": "[-1, 1]",
+        "output_range": "[-1, 1]",
+        "output_layout": "NCHW, RGB",
+    }
+    if not trained.is_translator:
+        metadata |= {"direction": "z to image", "input_layout": f"z (N, {G.noise_size}, 1, 1), uniform"}
+    else:
+        direction = options.direction or next(iter(trained.generators))  # a file of another program may have only one
+        metadata |= {"direction": direction, "input_layout": "NCHW, RGB", "pad_multiple": str(G.stride)}
+    content = export_compared(G, options.format, metadata)
+    if content is None:
+        return report_difference(options.SCRIPT, "try another --format")
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, lambda file: file.write(content))
+    write_bytes(path, content)
     LOG.info("exported G of iteration %d to %s", trained.step, path)
     return 0

@@ -26,11 +26,6 @@ from system.files import atomic_write
 from system.progress import ProgressBar
 from utils import UserError, one_line
 
-# isort: split
-# After utils, which reports in one line if torchvision does not fit torch.
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as TF
-
 if TYPE_CHECKING:
     from images.source import ImageSource
 
@@ -125,6 +120,15 @@ def crop_extreme_aspect_ratio(image: Image.Image) -> Image.Image:
     return image.crop((start, 0, start + kept, short) if is_wide else (0, start, short, start + kept))
 
 
+def resize_to_square(image: Image.Image, size: int) -> Image.Image:
+    """Resize the shorter side to `size` (bicubic, antialiased), and crop the center, as torchvision does."""
+    short = min(image.size)
+    width, height = (size * side // short for side in image.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    return resized.crop((left, top, left + size, top + size))
+
+
 def has_more_frames(file: Image.Image) -> bool:
     """Whether a decoded file has more frames or pages than the first, even broken ones."""
     if file.format == "MPO":  # MPO: the second image that some cameras append is ignored
@@ -153,8 +157,7 @@ def decode(file: Image.Image, size: int | None = None, value_range: ValueRange |
     with file:
         image, more = to_rgb(file, value_range), has_more_frames(file)
     if size is not None:
-        image = crop_extreme_aspect_ratio(image)
-        image = TF.center_crop(TF.resize(image, size, InterpolationMode.BICUBIC), [size, size])
+        image = resize_to_square(crop_extreme_aspect_ratio(image), size)
     return Decoded(torch.from_numpy(np.array(image)).permute(2, 0, 1), more)  # (3, size, size)
 
 

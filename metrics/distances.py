@@ -14,6 +14,7 @@ from torch import Tensor
 from utils import import_matplotlib
 
 NEIGHBORS = 3  # of precision and recall
+COVERAGE_NEIGHBORS = 5  # of coverage and density
 MAX_SSIM_PAIRS = 1000  # for the mean SSIM between images
 MIN_SSIM_SIDE = 6  # of an image: SSIM compares windows of 11x11 pixels, with 5 reflected at each border
 
@@ -118,6 +119,30 @@ def precision_recall(generated: Tensor, reference: Tensor) -> tuple[float, float
     return precision, recall
 
 
+def coverage_density(generated: Tensor, reference: Tensor) -> tuple[float, float]:
+    """Return coverage and density (Naeem et al. 2020, arXiv:2002.09797).
+
+    The neighborhood of a real image reaches to its fifth nearest real neighbor; it takes more than 5 real images.
+    Coverage, in [0, 1], is the share of neighborhoods that contain a generated image. Density is the mean number of
+    neighborhoods around a generated image, divided by 5; it is about 1 for new images of the same kind, and may be
+    larger. Neither depends on the distances among generated images, so a few generated outliers change little.
+    """
+    reach = pairwise_distances(reference, reference).kthvalue(COVERAGE_NEIGHBORS + 1).values  # the first is the image
+    # A copy of the fifth neighbor is at the distance `reach`, up to rounding.
+    within = pairwise_distances(generated, reference) <= reach * (1 + 1e-9)  # (N, M)
+    return within.any(dim=0).double().mean().item(), within.double().sum(dim=1).mean().item() / COVERAGE_NEIGHBORS
+
+
+def expected_coverage(generated: int, reference: int) -> float:
+    """Return the mean coverage that `generated` new real images would have, of `reference` real images.
+
+    Of the other images of both sets, the 5 nearest to a real image are then a random choice. It is not covered if all
+    5 are real.
+    """
+    neighbors = range(1, COVERAGE_NEIGHBORS + 1)
+    return 1 - math.prod((reference - i) / (generated + reference - i) for i in neighbors)
+
+
 def nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Return the distance of each feature (N, d) to its nearest neighbor in (M, d), and the neighbor's index."""
     distances, indices = pairwise_distances(a, b).min(dim=1)
@@ -153,6 +178,11 @@ def compare(generated: Tensor, reference: Tensor, is_inception: bool, seed: int)
     few = f"more than {NEIGHBORS} images of each kind are needed, there are {fewest}" if fewest <= NEIGHBORS else ""
     shares = (math.nan, math.nan) if few else precision_recall(generated, reference)
     for name, share in zip(("precision", "recall"), shares, strict=True):
+        found.append(Measurement(name, share, reason=few))
+    few = f"more than {COVERAGE_NEIGHBORS} real images are needed, there are {len(reference)}"
+    few = few if len(reference) <= COVERAGE_NEIGHBORS else ""
+    shares = (math.nan, math.nan) if few else coverage_density(generated, reference)
+    for name, share in zip(("coverage", "density"), shares, strict=True):
         found.append(Measurement(name, share, reason=few))
     ratio = nearest_neighbor_ratio(generated, reference)
     copies = "in these features every real image equals another real image" if math.isnan(ratio) else ""

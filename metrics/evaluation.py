@@ -14,6 +14,7 @@ from images.decoding import decode_all
 from images.source import ImageSource
 from metrics.distances import Measurement, compare, compare_pairs, nearest, pairwise_ssim
 from metrics.features import Features, UnavailableError, extract_features, load_features
+from metrics.variety import describe_variety
 from models import sample_latents
 from runs.records import describe_changes
 from sources.domains import find_domains
@@ -189,10 +190,14 @@ class Evaluator:
     Args:
         seed: of random subsets.
         batch_size: for extracting features; the result does not depend on it.
+
+    Attributes:
+        without_value: rows of the last call, as it returns them, but of the metrics without a value; with the reason.
     """
 
     def __init__(self, features: Features, device: torch.device, seed: int = 0, batch_size: int = 32):
         self.features, self.device, self.seed, self.batch_size = features, device, seed, batch_size
+        self.without_value: list[dict[str, Any]] = []
         self._known: dict[Tensor, tuple[Tensor, Measurement]] = {}  # real images -> features, and their similarity
         self._missing: set[tuple[str, ...]] = set()  # metrics without a value, and the reason; each is reported once
 
@@ -213,7 +218,7 @@ class Evaluator:
         reference, within = self._known[comparison.reference]
         generated = self._extract(comparison.generated, "generated images")
         found = compare(generated, reference, self.features.is_inception, self.seed)
-        found = self._with_values([*found, *image_metrics(comparison, self.seed), within])
+        found = [*found, *image_metrics(comparison, self.seed), within]
         protocol = {
             "features": self.features.name,
             "resize": self.features.resize,
@@ -222,6 +227,12 @@ class Evaluator:
             "seed": self.seed,
         }
         about = {"task": comparison.task, "split": comparison.split}
+        self.without_value = [
+            {**about, "metric": one.metric, "value": None, "std": None, **protocol, "reason": one.reason}
+            for one in found
+            if one.reason
+        ]
+        found = self._with_values(found)
         rows = [{**about, "metric": one.metric, "value": one.value, "std": one.std, **protocol} for one in found]
         return rows, torch.stack(nearest(generated, reference))
 
@@ -268,9 +279,20 @@ def periodic_evaluation(
     try:
         features = load_features(options.features, options.inception_weights, device)
     except UnavailableError as error:
-        raise UserError(f"--features inception: {error}, or use --features pixels") from None
+        raise UserError(f"--features {options.features}: {error}, or use --features pixels") from None
     sources = {(name, "train"): images.source for name, images in data.items()}
     if len(data) > 1:
         sources |= {(name, "test"): images.test for name, images in data.items()}
     real, evaluator = _decode_real(sources, options)[0], Evaluator(features, device)
-    return lambda: [row for one in make_comparisons(generators, real, options, device) for row in evaluator(one)[0]]
+
+    def evaluate() -> list[dict[str, Any]]:
+        rows = []
+        for one in make_comparisons(generators, real, options, device):
+            found, _ = evaluator(one)
+            rows += found
+            what = "samples" if one.task == "z" else f"translations {one.task}"
+            if one.split == "train" and (line := describe_variety(found, what)):
+                LOG.info("%s", line)
+        return rows
+
+    return evaluate

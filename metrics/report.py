@@ -31,10 +31,10 @@ def save_evaluation(
     Args:
         features: the feature space, part of the file names.
         about: the options of the evaluation.
+        rows: of metrics.csv.
         pictures: task -> uint8 (3, H, W) of generated images beside the nearest real ones.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [{"step": step, "source": "evaluate.py", **row} for row in rows]
     content = {**about, "step": step, "rows": rows}
     for number in itertools.count(1):  # the same evaluation replaces itself, a different one gets a new name
         stem = f"{step:06d}-{features}" + (f"-{number}" if number > 1 else "")
@@ -73,6 +73,8 @@ INTERPRETATIONS = {
     "Frechet distance": "less is better",
     "precision": "share of generated images that are like real ones; 1 is best",
     "recall": "share of real images that are like generated ones; 1 is best",
+    "coverage": "share of real images with a generated image near them; 1 is best",
+    "density": "real images around a generated one; about 1: as around a real one",
     "nearest distance ratio": "near 1: as new as other real images; near 0: copies",
     "SSIM between": "1 would mean that all images are the same",
     "L1": "of pixels in [0, 1]; 0 is best",

@@ -71,15 +71,16 @@ class EvaluateOptions(CommandOptions):
         None, "for two folders: values that become black and white, of images with more than 8 bits per value; "
         "default: chosen from the values of both folders", metavar="LOW,HIGH")
     features: str = option(
-        "inception", "feature space of the distances: inception; pixels: 16x16 RGB; FILE: TorchScript module of images "
-        "in [0, 255], or weights of a torchvision model under their usual name, such as resnet18-f37072fd.pth",
-        metavar="{inception,pixels,FILE}", is_path=True)
+        "inception", "feature space of the distances: inception; imagenet: EfficientNet-Lite0, quick, no download; "
+        "pixels: 16x16 RGB; FILE: TorchScript module of images in [0, 255], or weights of a torchvision model under "
+        "their usual name, such as resnet18-f37072fd.pth", metavar="{inception,imagenet,pixels,FILE}", is_path=True)
     inception_weights: str | None = option(None, "downloaded Inception weights", metavar="FILE", is_path=True)
     seed: int = option(0, "seed for samples and random subsets", at_least=0, at_most=2**63 - 1)
     batch_size: int = option(32, "images at a time; the result does not depend on it", at_least=1)
     device: str = option("auto", "auto: CUDA, else MPS, else CPU", choices=DEVICES)
     out: str | None = option(
         None, "folder of the results; default: the run folder", aliases=("-o",), metavar="FOLDER", is_path=True)
+    json: bool = option(False, "print the results as JSON on standard output, and all messages on standard error")
     # fmt: on
 
     def check(self) -> None:
@@ -105,7 +106,7 @@ class GenerateOptions(CommandOptions):
 
     # fmt: off
     run: str = option(
-        "", "run folder, or a checkpoint file; for translate and export also a generator of the CycleGAN "
+        "", "run folder, or a checkpoint file; for translate, export and demo also a generator of the CycleGAN "
         "authors' code, such as latest_net_G_A.pth, or pretrained:NAME", positional=True, required=True, metavar="RUN",
         is_path=True, read=read_run)
     out: str = option(
@@ -259,4 +260,29 @@ class ExportOptions(GenerateOptions):
     format: str = option("", "kind of file", required=True, choices=("onnx", "torchscript"))
     direction: str | None = option(
         None, "from which domain to which; required for a CycleGAN, unless RUN is one generator", metavar="{X2Y,Y2X}")
+    # fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(GenerateOptions):
+    """Write one HTML page that runs a trained network in a browser, without a network connection.
+
+        python generate.py demo checkpoints/my-cats -o cats.html
+        python generate.py demo checkpoints/my-fruit -o fruit.html
+        python generate.py demo checkpoints/my-fruit --direction X2Y -o oranges.html
+
+    The page of a DCGAN draws new images and walks between them; the page of a CycleGAN translates photos, also photos
+    of a camera. The page contains everything and fetches nothing, so it can be sent to a friend. The runtime, ONNX
+    Runtime Web, is downloaded once (33 MB) and kept; --runtime takes a file that is on disk. Needs onnx, onnxscript and
+    onnxruntime.
+    """
+
+    # fmt: off
+    out: str = option(
+        "", "page to write: .html", required=True, aliases=("-o",), metavar="FILE", is_path=True)
+    direction: str | None = option(
+        None, "of a CycleGAN: from which domain to which; default: both directions", metavar="{X2Y,Y2X}")
+    runtime: str | None = option(
+        None, "the npm package onnxruntime-web, if it should not be downloaded: the .tgz file that `npm pack` writes",
+        metavar="FILE", is_path=True)
     # fmt: on

@@ -112,8 +112,9 @@ class CommonOptions:
         0, "iterations between evaluations (metrics.csv, a curve in losses.png, best.pt); 0: none",
         "Output", at_least=0, resumable=True)
     features: str = option(
-        "pixels", "feature space of evaluations; pixels: 16x16 colors, no network; inception: FID, KID; or a FILE as "
-        "for evaluate.py", "Output", resumable=True, metavar="{pixels,inception,FILE}", needs="eval_every",
+        "imagenet", "feature space of evaluations; imagenet: a small network; inception: FID, KID; pixels: 16x16 "
+        "colors, no network; or a FILE as for evaluate.py", "Output", resumable=True,
+        metavar="{imagenet,inception,pixels,FILE}", needs="eval_every",
         is_path=True, keeps_absolute=True)
     inception_weights: str | None = option(
         None, "downloaded Inception weights", "Output", resumable=True, metavar="FILE", needs="eval_every",
@@ -125,7 +126,7 @@ class CommonOptions:
     device: str = option(
         "auto", "auto: CUDA, else MPS, else CPU", "Machine", choices=DEVICES, resumable=True)
     amp: str = option(
-        "auto", "mixed precision; auto: bf16 on a GPU with bf16 and on a CPU with AMX, else off", "Machine",
+        "auto", "mixed precision; auto: bf16 on a GPU with bf16 and on a CPU with AVX512_BF16, else off", "Machine",
         choices=("auto", "off", "bf16", "fp16"), resumable=True)
     compile: bool = option(
         False, "compile the networks with torch.compile (takes a minute at start)", "Machine")

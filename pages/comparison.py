@@ -13,7 +13,7 @@ from utils import printable
 # The beginning of a metric's name -> which value is best. Others have no best value, such as the SSIM between images.
 BETTER = {
     "KID": min, "kernel distance": min, "FID": min, "MiFID": min, "Frechet distance": min, "L1": min,
-    "precision": max, "recall": max, "SSIM with": max,
+    "precision": max, "recall": max, "coverage": max, "SSIM with": max,
 }  # fmt: skip
 NOT_COMPARED = LOCATION_OPTIONS | {"sample_dir"}  # options that say where a run is
 # What two measurements must share to be compared, in words for the user.
@@ -83,10 +83,14 @@ class Table:
     """The evaluations of one kind of generated images against one kind of real images.
 
     Attributes:
+        task: "z" for samples, "X2Y" or "Y2X" for translations.
+        split: the real images: "train", "test", or the path of other images.
         differences: the parts of the protocol in which its rows differ, key -> words; empty if all are comparable.
         shared: the other parts and their values, in words.
     """
 
+    task: str
+    split: str
     title: str
     metrics: list[str]
     rows: list[Row]
@@ -94,7 +98,8 @@ class Table:
     shared: str
 
 
-def _title(task: str, split: str) -> str:
+def title_of(task: str, split: str) -> str:
+    """Return what is compared with what, such as "Samples against training images"."""
     against = {"train": "training images", "test": "test images"}.get(split, f"images of {printable(split)}")
     made = f"Translations {task[0]} to {task[-1]}" if "2" in task else "Samples"
     return f"{made} against {against}"
@@ -157,5 +162,5 @@ def compare_metrics(runs: Sequence[Shown]) -> list[Table]:
         differences = _mark(rows, metrics)
         equal = {name: rows[0].protocol[name] for name in PROTOCOL if name not in differences and name != "images"}
         shared = "; ".join(f"{PROTOCOL[name]}: {printable(value)}" for name, value in equal.items() if value)
-        tables.append(Table(_title(task, split), metrics, rows, differences, shared))
+        tables.append(Table(task, split, title_of(task, split), metrics, rows, differences, shared))
     return tables

@@ -18,6 +18,7 @@ from pages.cards import commands_for, describe_command, describe_run
 from pages.comparison import best_of, compare_metrics, compare_options
 from pages.curves import COLORS, DASHES, Shown, draw_curves
 from pages.pictures import Picture, PictureEncoder, choose_grids
+from pages.summary import Summary
 from runs.overview import RunOverview, read_overview
 from system.files import check_new_file, write_bytes
 from utils import LOG, UserError, printable
@@ -145,11 +146,14 @@ def _environment() -> Environment:
     return environment
 
 
-def make_page(runs: Sequence[Shown], left_out: Sequence[str], encode: PictureEncoder) -> str:
+def make_page(
+    runs: Sequence[Shown], left_out: Sequence[str], encode: PictureEncoder, summary: Summary | None = None
+) -> str:
     """Return the page as HTML.
 
     Args:
         left_out: why folders are not on the page.
+        summary: of the sweep that the runs belong to, on top of the page.
     """
     grids, others = collect_grids(runs, encode)  # first, because it adds to the problems of the runs
     scripts = dict.fromkeys(one.run.script for one in runs)
@@ -158,8 +162,11 @@ def make_page(runs: Sequence[Shown], left_out: Sequence[str], encode: PictureEnc
     content: dict[str, Any] = {
         "mark": Markup(MARK),
         "written": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "title": summary.title if summary else runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
         "runs": runs,
         "left_out": left_out,
+        "summary": summary,
+        "picture": encode([summary.picture]).get(summary.picture) if summary and summary.picture else None,
         "parts": by_script,
         "kinds": KINDS,
         "facts": {one.number: describe_run(one.run) for one in runs},

@@ -9,11 +9,12 @@ instance norm is left out, because the norm subtracts it.
 
 import re
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from utils import shorten
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 AUTHORS = "pytorch-CycleGAN-and-pix2pix"
 # Their network -> ours. G_A translates from A to B, which are X and Y here. D_A judges what G_A makes: images of Y.
@@ -38,7 +39,7 @@ def name_of(path: Path) -> str:
     return NETWORKS["G_B"] if path.stem.endswith("_net_G_B") else NETWORKS["G"]
 
 
-def to_our_names(content: Any, name: str) -> dict[str, Tensor]:
+def to_our_names(content: Any, name: str) -> "dict[str, Tensor]":
     """Return the weights of their network under our names.
 
     Args:
@@ -48,6 +49,8 @@ def to_our_names(content: Any, name: str) -> dict[str, Tensor]:
     Raises:
         ValueError: the content is something else; the message says what, as far as its keys tell it.
     """
+    from torch import Tensor  # here, because report.py imports this module and does not need torch
+
     if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
         raise ValueError(f"it contains a {type(content).__name__}")
     if not all(isinstance(value, Tensor) for value in content.values()):
@@ -69,7 +72,7 @@ def to_our_names(content: Any, name: str) -> dict[str, Tensor]:
     return _rename(weights, _DISCRIMINATOR if is_discriminator else _generator_names(weights, blocks))
 
 
-def _generator_names(weights: dict[str, Tensor], blocks: int) -> dict[str, str]:
+def _generator_names(weights: "dict[str, Tensor]", blocks: int) -> dict[str, str]:
     """Return the convolutions of a ResNet generator: their name -> ours."""
     second = 6 if "model.10.conv_block.6.weight" in weights else 5  # a dropout between the convolutions counts
     names = {"model.1": "layers.0.0", "model.4": "layers.1.0", "model.7": "layers.2.0"}
@@ -82,7 +85,7 @@ def _generator_names(weights: dict[str, Tensor], blocks: int) -> dict[str, str]:
     return names
 
 
-def _rename(weights: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
+def _rename(weights: "dict[str, Tensor]", names: dict[str, str]) -> "dict[str, Tensor]":
     """Return the kernels under our names, and the biases that no norm follows: those of the ends without a norm.
 
     Raises:
@@ -104,7 +107,7 @@ def _rename(weights: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tens
     return {f"{names[layer]}.{part}": weights[key] for key, (layer, _, part) in kept.items()}
 
 
-def to_checkpoint(networks: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
+def to_checkpoint(networks: "dict[str, dict[str, Tensor]]") -> dict[str, Any]:
     """Return networks of theirs as the content of a checkpoint of cycle_gan.py, with the options that describe them.
 
     Args:

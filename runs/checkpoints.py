@@ -8,8 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from runs.authors_models import find_files, name_of, to_checkpoint, to_our_names
 from runs.file_kinds import unpack
 from system.files import fsync_path, write_bytes
@@ -34,6 +32,8 @@ def is_run(where: Path) -> bool:
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint whole or not at all, after the logs beside it have reached the disk."""
+    import torch  # here, because report.py lists checkpoints and does not need torch
+
     for log in (path.parent / "losses.csv", path.parent / "metrics.csv"):
         if log.exists():
             fsync_path(log)

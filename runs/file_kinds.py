@@ -9,9 +9,6 @@ import warnings
 import zipfile
 from typing import Any
 
-import torch
-from PIL import Image
-
 # First bytes of a file -> what it is.
 _SIGNATURES = {
     b"version https://git-lfs": "a Git LFS pointer, and `git lfs pull` downloads the file that it stands for",
@@ -37,6 +34,8 @@ def name_kind(data: bytes) -> str | None:
         return "a tar archive"
     if data[:1] == b"\x08" and data[2:3] in (b"\x12", b":"):  # the fields ir_version, then producer_name or graph
         return "an ONNX model"
+    from PIL import Image
+
     with contextlib.suppress(Exception):  # Pillow raises any exception for bytes that are not an image
         with Image.open(io.BytesIO(data), formats=_IMAGE_FORMATS) as image:
             return f"a {image.format} image"
@@ -70,6 +69,8 @@ def unpack(data: bytes) -> Any:
         ValueError: the bytes are something else, contain Python objects, or are damaged; the message says which.
         Exception: the bytes are damaged; torch.load and zipfile have no single exception for that.
     """
+    import torch  # here, because report.py imports this module and does not need torch
+
     kind = name_kind(data)
     if kind is not None:
         raise ValueError(f"it is {kind}")

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
-import torch
 
 from runs.checkpoints import BEST, list_checkpoints, prune_checkpoints, read_checkpoint, read_newest, write_checkpoint
 from runs.logs import TRACKER, LogFile, RunLogs
@@ -36,15 +35,18 @@ from runs.tables import last_logged_step
 from runs.trackers import TRACKERS
 from system.files import make_durable_folder, read_json, write_json
 from system.processes import broadcast, main_process_only, rank
-from system.program import LineFormatter
 from utils import LOG, NonFiniteError, UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from options.common import CommonOptions
 
 
 class Run:
     """One run folder. `open_run` makes it; as a context it makes the folder if it is new, and holds its lock.
+
+    It keeps the messages since it was made, and writes them to log.txt when it changes the run: in `begin_session`.
 
     Attributes:
         folder: the run folder. The folder of a new run without a name is known only within the context.
@@ -59,6 +61,8 @@ class Run:
         self._options = options
         self._is_new = folder is None
         self._resources = contextlib.ExitStack()  # what `__exit__` closes: tracker, log.txt, lock
+        self._log_file = LogFile.attach()
+        self._resources.callback(LOG.removeHandler, self._log_file)
         if folder is None and options.name is not None:
             folder = Path(options.checkpoint_dir) / options.name
         if folder is not None:
@@ -88,7 +92,7 @@ class Run:
         return self
 
     def _open(self) -> None:
-        """Make the folder if the run is new, take the lock, and write messages to log.txt from now on."""
+        """Make the folder if the run is new, and take the lock."""
         if self._is_new:
             self._make_folder()
         self._take_lock()
@@ -97,10 +101,6 @@ class Run:
             clear_unused(self.folder)
             make_durable_folder(self.samples)
             self.save_options(self._options)
-        log_file = LogFile(self.folder / "log.txt")
-        log_file.setFormatter(LineFormatter())
-        LOG.addHandler(log_file)
-        self._resources.callback(LOG.removeHandler, log_file)
 
     def _make_folder(self) -> None:
         """Make the folder of a new run, with its name or the next free number, and the folder of its grids."""
@@ -212,6 +212,7 @@ class Run:
         moved = {name: folder for name, folder in folders.items() if folder != content["options"].get(name)}
         if moved:
             write_json(path, {**content, "options": content["options"] | moved})
+            self._log_file.open(self.folder / "log.txt")
             text = ", ".join(f"--{name} {folder}" for name, folder in moved.items())
             LOG.info("%s now says where the images are: %s", path, text)
 
@@ -242,22 +243,24 @@ class Run:
         return content
 
     @main_process_only
-    def begin_session(self, options: "CommonOptions", device: torch.device, precision: str) -> None:
+    def begin_session(self, options: "CommonOptions", device: "torch.device", precision: str, reason: str = "") -> None:
         """Record options and environment of this session, and open the tracker, before training.
 
         Reports changes of the environment because of which results may differ from an uninterrupted run.
 
         Args:
             precision: of the forward passes, such as "bfloat16".
+            reason: why this precision.
         """
+        self._log_file.open(self.folder / "log.txt")
         make_durable_folder(self.samples)
         self.save_options(options)
-        sessions, now = read_sessions(self.folder), describe_environment(device, precision)
+        sessions, now = read_sessions(self.folder), describe_environment(device, precision, reason)
         write_json(self.folder / "environment.json", [*sessions, now])
         if self.resumed_step is not None and sessions:
-            reason = why_inexact(sessions[-1], now)
-            if reason:
-                LOG.info("Note: %s, so results may differ by rounding from an uninterrupted run", reason)
+            changes = why_inexact(sessions[-1], now)
+            if changes:
+                LOG.info("Note: %s, so results may differ by rounding from an uninterrupted run", changes)
         with self.logs.continue_after_errors(TRACKER):
             self.logs.tracker = TRACKERS[options.tracker](self.folder, options.to_dict(), self.resumed_step)
         self._resources.callback(self.logs.close_tracker)

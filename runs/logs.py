@@ -6,9 +6,7 @@ import statistics
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from runs.checkpoints import BEST
 from runs.plots import save_losses
@@ -24,20 +22,49 @@ from runs.tables import (
 from runs.trackers import Tracker
 from system.files import append, write_bytes
 from system.processes import main_process_only
+from system.program import LineFormatter
 from utils import LOG, NonFiniteError, UserError, one_line, to_png
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TRACKER = "the tracker (--tracker)"  # in words for the user
 
 
 class LogFile(logging.Handler):
-    """Adds messages to log.txt. Unlike logging's own handler it raises errors, such as a full disk."""
+    """Adds messages to log.txt; those that come before `open` are kept, and written then.
 
-    def __init__(self, path: Path):
+    Unlike logging's own handler it raises errors, such as a full disk.
+    """
+
+    def __init__(self) -> None:
         super().__init__(logging.DEBUG)
-        self.path = path
+        self.setFormatter(LineFormatter())
+        self.path: Path | None = None
+        self._kept: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        append(self.path, self.format(record) + "\n")
+        line = self.format(record) + "\n"
+        if self.path is None:
+            self._kept.append(line)
+        else:
+            append(self.path, line)
+
+    def open(self, path: Path) -> None:
+        """Write the messages so far to a file, and later ones when they come."""
+        self.path = path
+        append(path, "".join(self._kept))
+        self._kept.clear()
+
+    @classmethod
+    def attach(cls) -> "LogFile":
+        """Return a new one that gets all messages from now on, in place of one whose run has never begun."""
+        for handler in LOG.handlers[:]:
+            if isinstance(handler, cls) and handler.path is None:
+                LOG.removeHandler(handler)
+        log_file = cls()
+        LOG.addHandler(log_file)
+        return log_file
 
 
 class RunLogs:
@@ -137,7 +164,7 @@ class RunLogs:
         return is_best
 
     @main_process_only
-    def save_grid(self, name: str, step: int, grid: Tensor) -> None:
+    def save_grid(self, name: str, step: int, grid: "Tensor") -> None:
         """Write a uint8 image (3, H, W) to samples/.
 
         The step follows the first word of the name: "sample-X-Y" at 200 is sample-000200-X-Y.png.

@@ -1,21 +1,26 @@
 """What a run folder tells about its run, for pages and tables. Reads only; missing or damaged files become problems."""
 
+import contextlib
 import hashlib
 import json
+import math
 import re
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import numpy as np
 
 from runs.checkpoints import BEST, list_checkpoints
 from runs.records import read_sessions
-from runs.tables import find_scores, read_metrics, read_rows
+from runs.tables import find_scores, last_logged_step, read_metrics, read_rows
 from system.files import read_json
 from utils import UserError, one_line
+
+if TYPE_CHECKING:
+    from options.common import CommonOptions
 
 _START = re.compile(r"Training to iteration (\d+) in ")
 _PROGRESS = re.compile(r"\d+/\d+, .*?(\d+(?:\.\d+)?) it/s, ")
@@ -70,9 +75,42 @@ class RunOverview:
     @property
     def best_step(self) -> int | None:
         """The iteration of the best evaluation while training; None without evaluations."""
-        if not self.scores:
-            return None
-        return min(self.scores, key=lambda step: statistics.mean(self.scores[step].values()))
+        return find_best_step(self.scores)
+
+
+def find_best_step(scores: dict[int, dict[str, float]]) -> int | None:
+    """Return the iteration with the best of the scores that `find_scores` returns; None if there are none."""
+    return min(scores, key=lambda step: statistics.mean(scores[step].values()), default=None)
+
+
+def read_iterations(folder: Path, options: "CommonOptions") -> tuple[int, int | None]:
+    """Return how many iterations a run has done, and how many it has with these options.
+
+    A length in epochs is known once data.json lists the training images; until then it is None.
+    """
+    newest = max((step for step, _ in list_checkpoints(folder)), default=0)
+    done, total = max(newest, last_logged_step(folder)), options.train_iters
+    if total is None:
+        try:
+            count = len(read_json(folder / "data.json")["images"]["train"])
+        except (OSError, UserError, LookupError, TypeError):
+            return done, None
+        total = math.ceil(options.num_epochs * count / options.batch_size)  # type: ignore[attr-defined]
+    return done, total
+
+
+def read_evaluations(folder: Path) -> list[dict[str, Any]]:
+    """Return what each call of evaluate.py recorded about a run: its options, `step` and `rows`.
+
+    Damaged files are left out.
+    """
+    found = []
+    for path in sorted(folder.glob("evaluation-*.json")):
+        with contextlib.suppress(OSError, UserError, LookupError, TypeError):
+            content = read_json(path)
+            if content["step"] >= 0 and content["rows"][0]["features"]:
+                found.append(content)
+    return found
 
 
 def is_locked(folder: Path) -> bool:

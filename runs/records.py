@@ -9,23 +9,25 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from PIL import Image
-
 from system.files import read_json
 from system.processes import count_processes
 from utils import UserError, shorten
 
 if TYPE_CHECKING:
+    import torch
+
     from options.common import Options
 
 # What a resumed run must share with the session before to equal an uninterrupted run to the last bit.
 EXACTNESS_KEYS = ("torch", "device", "precision", "cpu", "threads", "processes")
 
 
-def describe_environment(device: torch.device, precision: str) -> dict[str, Any]:
+def describe_environment(device: "torch.device", precision: str, reason: str = "") -> dict[str, Any]:
     """Return the command line, versions, device, precision and git commit of this process, as plain types."""
+    import numpy as np
+    import torch  # here, because report.py reads these records and does not need torch
+    from PIL import Image
+
     root = Path(__file__).parent.parent
     commit = None
     try:
@@ -44,6 +46,7 @@ def describe_environment(device: torch.device, precision: str) -> dict[str, Any]
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": precision,
+        "precision_reason": reason,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),

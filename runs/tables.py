@@ -24,7 +24,7 @@ def format_cell(value: Any) -> Any:
     return value
 
 
-def _to_csv(columns: tuple[str, ...], rows: list[dict[str, Any]], header: bool) -> str:
+def to_csv(columns: tuple[str, ...], rows: list[dict[str, Any]], header: bool) -> str:
     """Return rows as CSV text, one line each; missing values are empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -65,14 +65,14 @@ def append_rows(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]
         file.seek(max(0, file.seek(0, io.SEEK_END) - 1))
         is_torn = file.read() != b"\n"
     if b"\n" not in start:  # a new file, or a crash came before the first line ended
-        write_bytes(path, _to_csv(columns, rows, header=True).encode())
+        write_bytes(path, to_csv(columns, rows, header=True).encode())
     else:
-        append(path, "\n" * is_torn + _to_csv(columns, rows, header=False))
+        append(path, "\n" * is_torn + to_csv(columns, rows, header=False))
 
 
 def keep_rows(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
     """Make `rows` the only rows of a CSV file; nothing is written if they already are."""
-    text = _to_csv(columns, rows, header=True).encode()
+    text = to_csv(columns, rows, header=True).encode()
     if path.exists() and path.read_bytes() != text:
         write_bytes(path, text)
 

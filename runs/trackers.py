@@ -4,13 +4,13 @@ import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
-
-from PIL import Image
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from system.files import describe_write_error
 from utils import UserError, one_line, to_pixels
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Tracker(Protocol):
@@ -19,7 +19,7 @@ class Tracker(Protocol):
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Record numbers by name."""
 
-    def image(self, name: str, grid: Tensor, step: int) -> None:
+    def image(self, name: str, grid: "Tensor", step: int) -> None:
         """Record a uint8 image (3, H, W)."""
 
     def close(self) -> None:
@@ -50,7 +50,7 @@ class TensorBoardTracker:
         except OSError as error:
             raise describe_write_error(self._path, error, 0) from None
 
-    def image(self, name: str, grid: Tensor, step: int) -> None:
+    def image(self, name: str, grid: "Tensor", step: int) -> None:
         try:
             self._writer.add_image(name, grid, step)
         except OSError as error:
@@ -90,7 +90,9 @@ class WandbTracker:
     def scalars(self, values: dict[str, float], step: int) -> None:
         self._run.log(values, step=step)
 
-    def image(self, name: str, grid: Tensor, step: int) -> None:
+    def image(self, name: str, grid: "Tensor", step: int) -> None:
+        from PIL import Image
+
         picture = Image.fromarray(to_pixels(grid))
         self._run.log({name: self._wandb.Image(picture)}, step=step)
 

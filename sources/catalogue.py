@@ -1,5 +1,6 @@
 """Published data sets of images by name: where they are, how large they are, and where their images come from."""
 
+import itertools
 from typing import NamedTuple
 
 CYCLEGAN = (
@@ -88,3 +89,15 @@ DATA_SETS: dict[str, DataSet] = {
         KAGGLE, "https://www.kaggle.com/competitions/gan-getting-started", 7338, "Kaggle", "rules of the competition"
     ),
 }
+
+
+def list_data_sets() -> str:
+    """Return a table of all data sets."""
+    lines = []
+    for group, names in itertools.groupby(DATA_SETS, lambda name: DATA_SETS[name].group):
+        lines += ["", f"{group[0].upper()}{group[1:]}:", ""]
+        for name in names:
+            one = DATA_SETS[name]
+            size = "-" if one.size is None else f"{one.size / 1e6:,.0f} MB"
+            lines.append(f"  {name:26}{size:>8}{one.images:>8,} images   {one.origin:17}license: {one.license}")
+    return "\n".join(lines[1:])

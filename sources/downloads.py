@@ -1,7 +1,6 @@
 """`dataset.py download`: published data sets by name."""
 
 import contextlib
-import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,27 +20,12 @@ ABOUT = ".source.json"  # in the folder of a data set: where its images come fro
 SPACE = 2.1  # times the bytes of the zip file: the file and, a little larger, its content
 
 
-def list_data_sets() -> str:
-    """Return a table of all data sets."""
-    lines = []
-    for group, names in itertools.groupby(DATA_SETS, lambda name: DATA_SETS[name].group):
-        lines += ["", f"{group[0].upper()}{group[1:]}:", ""]
-        for name in names:
-            one = DATA_SETS[name]
-            size = "-" if one.size is None else f"{one.size / 1e6:,.0f} MB"
-            lines.append(f"  {name:26}{size:>8}{one.images:>8,} images   {one.origin:17}license: {one.license}")
-    return "\n".join(lines[1:])
-
-
 def download(options: DownloadOptions) -> int:
     """Put the images of a data set into a folder, whole or not at all; return the exit code.
 
     Raises:
         UserError: unknown name, no network, a wrong or damaged file, no space, or a folder that contains other files.
     """
-    if options.list:
-        print(list_data_sets())
-        return 0
     name = str(options.name)
     if name not in DATA_SETS:
         hint = suggest(name, DATA_SETS)

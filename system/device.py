@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
-from system.processes import join_processes, local_rank, max_over_processes
+from system.processes import is_launched, join_processes, local_rank, max_over_processes
 from utils import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ def choose_device(name: str) -> torch.device:
         name = next(kind for kind, is_there in available.items() if is_there)
     if not available[name]:
         raise UserError(f"--device: {name} is not available on this machine; use --device auto")
-    if name == "cuda" and dist.is_torchelastic_launched():
+    if name == "cuda" and is_launched():
         if int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():  # every process raises this
             count = torch.cuda.device_count()
             raise UserError(f"--nproc_per_node: more than the {count} GPUs of this machine; use at most {count}")
@@ -37,7 +36,8 @@ def choose_device(name: str) -> torch.device:
 def seed_everything(seed: int, deterministic: bool) -> None:
     """Seed torch on every device. With `deterministic`, allow only kernels that give the same result at every run."""
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(deterministic)
+    if torch.are_deterministic_algorithms_enabled() != deterministic:  # this imports torch.compile: half a start
+        torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it before its first use
@@ -69,11 +69,13 @@ class Precision(NamedTuple):
         device_type: of torch.autocast.
         dtype: bfloat16 or float16 inside autocast, or None for float32 throughout.
         scaler: scales fp16 gradients; does nothing for other types.
+        reason: why this precision, in words for the user.
     """
 
     device_type: str
     dtype: torch.dtype | None
     scaler: torch.amp.GradScaler
+    reason: str = ""
 
     @property
     def name(self) -> str:
@@ -85,25 +87,42 @@ class Precision(NamedTuple):
         return torch.autocast(self.device_type, self.dtype, enabled=self.dtype is not None)
 
 
-def _is_bf16_fast(device: torch.device) -> bool:
+def _has_avx512_bf16() -> bool:
+    """Whether the CPU has AVX512_BF16; a CPU with AMX has it, too."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+    return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()  # the name in older versions of PyTorch
+
+
+def _is_bf16_fast(device: torch.device) -> tuple[bool, str]:
+    """Return whether bf16 is faster than float32 on a device, and why, in words for the user.
+
+    Other CPUs may compute in bf16, too, but oneDNN has no fast kernels for the gradients of their convolutions: on ARM
+    for all gradients, and with AVX_NE_CONVERT for the gradients of the weights.
+    """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # PyTorch has no public name for it
-    return device.type == "cpu" and torch.backends.mkldnn.is_available() and has_amx()
+        is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return is_fast, "the GPU has bf16" if is_fast else "the GPU lacks bf16"
+    if device.type == "cpu" and _has_avx512_bf16():
+        is_fast = torch.backends.mkldnn.is_available()
+        return is_fast, "the CPU has AVX512_BF16" if is_fast else "this PyTorch lacks oneDNN"
+    return False, "the CPU lacks AVX512_BF16" if device.type == "cpu" else "the device is not a CPU or CUDA"
 
 
 def choose_precision(amp: str, device: torch.device) -> Precision:
     """Return the precision of `--amp`: "auto" is bf16 where that is fast, else off. Raises UserError for fp16 on a CPU.
 
-    bf16 is fast on GPUs that have it and on CPUs with AMX; on other CPUs `auto` keeps float32.
+    bf16 is fast on GPUs that have it and on CPUs with AVX512_BF16; on other CPUs `auto` keeps float32.
     """
     if amp == "fp16" and device.type != "cuda":
         raise UserError(f"--amp: fp16 needs a CUDA device, this run is on {device.type}; use --amp bf16 or off, "
                         "or resume an fp16 run on CUDA")  # fmt: skip
+    reason = f"--amp {amp}"
     if amp == "auto":
-        amp = "bf16" if _is_bf16_fast(device) else "off"
+        is_fast, why = _is_bf16_fast(device)
+        amp, reason = "bf16" if is_fast else "off", f"--amp auto: {why}"
     dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
-    return Precision(device.type, dtype, torch.amp.GradScaler(device.type, enabled=amp == "fp16"))
+    return Precision(device.type, dtype, torch.amp.GradScaler(device.type, enabled=amp == "fp16"), reason)
 
 
 def set_up(options: "CommonOptions") -> tuple[torch.device, Precision]:
@@ -119,8 +138,8 @@ def set_up(options: "CommonOptions") -> tuple[torch.device, Precision]:
     precision = choose_precision(options.amp, chosen)
     join_processes(chosen, options.batch_size)
     lacks_bf16 = int(precision.dtype is None)
-    if options.amp == "auto" and max_over_processes(lacks_bf16, chosen):  # one process without bf16 decides for all
-        precision = choose_precision("off", chosen)
+    if options.amp == "auto" and max_over_processes(lacks_bf16, chosen) > lacks_bf16:  # another decides for all
+        precision = choose_precision("off", chosen)._replace(reason="--amp auto: another process lacks bf16")
     seed_everything(options.seed, options.deterministic)
     tune_malloc()
     return chosen, precision

@@ -10,11 +10,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
-from system.processes import local_rank, rank
+from system.processes import is_joined, leave_processes, local_rank, rank
 from utils import LOG, NonFiniteError, UserError, one_line, printable
 
 MEMORY_ADVICE = "lower --batch_size, --image_size, --cache_gb or the width of the networks"
@@ -59,22 +57,31 @@ def describe_failure(error: Exception) -> tuple[int, str] | None:
         name = f"{error.filename}: " if error.filename else ""
         text = printable(f"{name}{error.strerror or error}")
         return 2, f"error: {text}; fix this, then use --resume or start a new run"
+    import torch  # here, because its import takes a while
+
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in message for text in _CPU_MEMORY_ERRORS):
         amount = re.search(r"allocate ([\d.]+ ?\w+)", message)  # PyTorch and NumPy name it
         requested = f" ({amount[1]} requested)" if amount else ""
         return 2, f"error: out of memory{requested}; {MEMORY_ADVICE}"
     if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in message:
         return 2, f"error: {message.split('. ')[0]}; leave --deterministic out"
-    if dist.is_initialized() and _is_lost_connection(error):
+    if isinstance(error, ImportError | RuntimeError) and "torchvision" in message:  # torchmetrics imports it
+        return 2, (
+            f"error: torchvision does not load beside torch {torch.__version__} ({message}); install a matching pair: "
+            "pip install --force-reinstall -r requirements.txt"
+        )
+    if is_joined() and _is_lost_connection(error):
         return 1, (
-            f"process {dist.get_rank()} lost contact with the others; see the message of the process that stopped, "
-            "then continue with --resume"
+            f"process {torch.distributed.get_rank()} lost contact with the others; see the message of the process that "
+            "stopped, then continue with --resume"
         )
     return None
 
 
 def _is_lost_connection(error: Exception) -> bool:
     """Whether a collective operation failed because another process has ended."""
+    import torch.distributed as dist
+
     text = str(error)
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "Connection", "NCCL", "closed"))
@@ -110,15 +117,14 @@ def _run_main(main: Callable[[], int], prog: str) -> int:
     set_up_log()
     try:
         code = main()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leave_processes()
         return code
     except Exception as error:
         failure = describe_failure(error)
         if failure is None:
             raise
         # All processes raise a NonFiniteError, and a UserError if they have not joined yet: one of them reports it.
-        raised_by_all = NonFiniteError if dist.is_initialized() else (NonFiniteError, UserError)
+        raised_by_all = NonFiniteError if is_joined() else (NonFiniteError, UserError)
         if local_rank() == 0 or not isinstance(error, raised_by_all):
             sys.stderr.write(f"{prog}: {failure[1]}\n")
         return failure[0]

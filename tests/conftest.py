@@ -104,7 +104,12 @@ def train(*arguments: str, script: str = "vanilla_gan.py") -> int:
 
 
 def resume(*arguments: str, script: str = "vanilla_gan.py") -> int:
-    """Like `train`, but without other flags than the given ones: a resumed run has its own options."""
+    """Like `train`, but without other flags than the given ones: a resumed run has its own options.
+
+    Evaluations use pixels unless the flags name other features: a network would take most of the time of a test.
+    """
+    if any(one.startswith("--eval_every") for one in arguments) and not any("--features" in one for one in arguments):
+        arguments = (*arguments, "--features=pixels")
     try:
         options = parse_command_line(OPTIONS[script], "", arguments)
     except SystemExit as stop:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.utils import make_grid
 
 from tests.conftest import ROOT
 from utils import (
@@ -31,6 +32,16 @@ def test_image_grid():
     assert grid.dtype is torch.uint8 and grid.shape == (3, 14, 14)
     assert [grid[0, y, x].item() for y, x in ((3, 3), (3, 9), (9, 3), (9, 9))] == [0, 128, 255, 255]
     assert grid[:, 0, 0].tolist() == [255] * 3, "white between the images"
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("count, columns", [(1, 4), (3, 4), (4, 2), (7, 3)])
+def test_image_grid_equals_torchvision(count, columns):
+    """Also with one image and with places left over; another padding must fail."""
+    images = torch.rand(count, 3, 5, 6, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = make_grid(to_uint8(images), nrow=columns, padding=3, pad_value=255)
+    assert torch.equal(image_grid(images, columns, padding=3), expected)
+    assert count == 1 or image_grid(images, columns).shape != expected.shape
 
 
 def test_columns_of_a_grid():

@@ -94,7 +94,7 @@ def _restore_and_announce(session: _Session) -> bool:
             print(printable(text))  # not in log.txt: a run that has ended stays as it is
         run.record_moved_images()
         return False
-    run.begin_session(options, state.device, state.precision.name)
+    run.begin_session(options, state.device, state.precision.name, state.precision.reason)
 
     if options.preset is not None:
         LOG.info("Preset %s: %s", options.preset, options.PRESETS[options.preset][0])
@@ -114,8 +114,11 @@ def _restore_and_announce(session: _Session) -> bool:
             )
     weights = ", ".join(f"{name} {count_parameters(network):,}" for name, network in state.networks.items())
     LOG.info("Number of weights: %s", weights)
-    if state.precision.dtype is not None:
-        LOG.info("Mixed precision: %s on %s; --amp off for float32", state.precision.name, state.device.type.upper())
+    precision = state.precision
+    if precision.dtype is not None:
+        LOG.info("Mixed precision: %s (%s); use --amp off for float32", precision.name, precision.reason)
+    elif options.amp == "auto":
+        LOG.info("Precision: %s (%s)", precision.name, precision.reason)
 
     # Show the images as they enter training.
     if checkpoint is None:

@@ -1,6 +1,7 @@
 """The state of a training: networks, optimizers, moving averages, running losses. Independent of the kind of GAN."""
 
 import copy
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,19 @@ from utils import NonFiniteError, UserError, all_finite, one_line
 
 if TYPE_CHECKING:
     from options.common import CommonOptions
+
+
+class EagerAdam(Adam):
+    """Adam with PyTorch's own methods, but without the decorators around them, which are for torch.compile only.
+
+    The decorators import torch._dynamo, 900 modules that take nearly as long as the rest of PyTorch.
+    """
+
+    add_param_group = inspect.unwrap(Adam.add_param_group)
+    zero_grad = inspect.unwrap(Adam.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(Adam.step))
+    state_dict = inspect.unwrap(Adam.state_dict)
+    load_state_dict = inspect.unwrap(Adam.load_state_dict)
 
 
 @dataclass
@@ -78,7 +92,7 @@ class TrainingState:
         for group, names in groups.items():
             parameters = [parameter for name in names for parameter in networks[name].parameters()]
             betas = (options.beta1, options.beta2)
-            optimizers[group] = Adam(parameters, lr=options.lr, betas=betas, fused=True)
+            optimizers[group] = EagerAdam(parameters, lr=options.lr, betas=betas, fused=True)
             make_capturable(optimizers[group], device)
         pools = {name: pool.to(device) for name, pool in (pools or {}).items()}
         return cls(networks, optimizers, ema, precision, device, pools)

@@ -6,14 +6,10 @@ import re
 import pytest
 import torch
 
-import evaluate
-from benchmarks import plain, quality, speed, tfrecords, video
+from benchmarks import plain, speed, tfrecords, video
 from images.toy_cats import ensure_toy_cats
 from images.video import Video
-from options import VanillaOptions, parse_command_line
-from options.command_line import parse_command
-from options.commands import EvaluateOptions
-from tests.conftest import TINY, FinishedRun, resume, train
+from tests.conftest import train
 
 
 @pytest.fixture
@@ -84,38 +80,6 @@ def test_speed_counts_after_a_warm_up(monkeypatch):
     assert watch.rate == pytest.approx(2.0)
 
 
-def test_quality(photos, tmp_path, monkeypatch, capsys):
-    """Two cases and two seeds, with tiny networks, in this process: each has a row, each run its flags."""
-    started = []
-
-    def run(script, *arguments):
-        arguments = [str(argument) for argument in arguments]
-        started.append((script.name, arguments))
-        if script.name == "evaluate.py":
-            assert evaluate.main(parse_command(EvaluateOptions, "", arguments)) == 0
-        else:
-            assert resume(*arguments) == 0
-
-    monkeypatch.setattr(quality, "run", run)
-    flags = ["--case=basic", "--case=deluxe-diffaug-sn", "--seed=1", "--seed=2", "--train_iters=2", "--features=pixels"]
-    flags += [f"--data={photos}", f"--checkpoint_dir={tmp_path}"]
-    monkeypatch.setattr("sys.argv", ["quality.py", *flags, "--", *TINY["vanilla_gan.py"]])
-    for again in (False, True):
-        started.clear()
-        assert quality.main() == 0
-        assert [name for name, _ in started] == ["vanilla_gan.py", "evaluate.py"] * 4
-        assert ("--resume" in started[0][1]) is again
-    *_, names, line, first, _, _, last = capsys.readouterr().out.splitlines()
-    assert names.split(" | ")[:3] == ["| case", "seed", "kernel distance x1000"] and names.count("|") == line.count("|")
-    assert first.startswith("| basic | 1 | ") and first.endswith(" | 384 |")
-    assert last.startswith("| deluxe-diffaug-sn | 2 | ") and last.endswith(" | 136 |")
-    assert last.count("|") == line.count("|")
-    trained = FinishedRun(tmp_path / "deluxe-diffaug-sn-2-2").options
-    assert trained["spectral_norm"] and trained["use_diffaug"]
-    assert trained["data_aug"] == "deluxe" and trained["seed"] == 2
-    assert not FinishedRun(tmp_path / "basic-2-1").options["use_diffaug"]
-
-
 def test_video(domains, tmp_path, monkeypatch, capsys):
     """It measures the network alone and the command, on a video of the requested length."""
     assert train(f"--data={domains}", "--train_iters=1", f"--checkpoint_dir={tmp_path}", "--name=run",
@@ -155,8 +119,3 @@ def test_tfrecords(monkeypatch, capsys):
         "by the clock: folder 2.00 s, records 3.00 s: 1.50 (1.50, 1.50)",
         "of the processor: folder 4.00 s, records 4.00 s: 1.00 (1.00, 1.00)",
     ]
-
-
-def test_every_case_of_the_table_is_a_command():
-    for flags, _ in quality.CASES.values():
-        parse_command_line(VanillaOptions, "", [*flags, "--data=x"])

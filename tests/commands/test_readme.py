@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import importlib.util
 import io
 import os
@@ -25,13 +26,19 @@ import dataset
 import evaluate
 import generate
 import report
+import sweep
 from images.video import Frame, write_video
 from options.command_line import parse_command, parse_subcommand
 from options.commands import EvaluateOptions
 from options.report import ReportOptions
+from options.sweep import SweepOptions
 from sources import folders
+from sweeps import local
+from sweeps.grid import Sweep
+from sweeps.reading import read_sweep
 from system.program import run_main
 from tests.conftest import ROOT, TINY, FinishedRun, command, make_photo, resume
+from tests.helpers.commands_here import ProcessHere
 from tests.helpers.tiny_diffusion import make_text_to_image
 
 MAX_README_LINES = 180
@@ -110,8 +117,12 @@ def read_command(line: str, project: Path) -> tuple[list[str], str, list[str]]:
         resumed = arguments[arguments.index("--resume") + 1] if "--resume" in arguments else "none"
         extra = [f"--train_iters={2 + len(list((project / resumed).glob('checkpoint-*.pt')))}"]
         arguments += extra if "--resume" in arguments else [*TINY[script], *extra, "--log_step=1"]
+        arguments += ["--features=pixels"] if "--eval_every" in arguments and "--features" not in arguments else []
     if "diffuse" in arguments:
         arguments += ["--steps=1"]
+    if script == "sweep.py":
+        changes = [flag.removeprefix("--") for flag in (*TINY["vanilla_gan.py"], "--train_iters=2", "--log_step=1")]
+        arguments += ["--features=pixels", *(word for change in changes for word in ("--set", change))]
     if script.startswith("benchmarks/"):
         arguments += ["--seconds=0.1", "--rounds=1"]
     return launcher, script, arguments
@@ -137,6 +148,8 @@ def run_here(line: str, project: Path) -> subprocess.CompletedProcess:
         start = partial(run_main, lambda: evaluate.main(parse_command(EvaluateOptions, "", arguments)), script)
     elif script == "report.py":
         start = partial(run_main, lambda: report.main(parse_command(ReportOptions, "", arguments)), script)
+    elif script == "sweep.py":
+        start = partial(run_main, lambda: sweep.main(parse_command(SweepOptions, "", arguments)), script)
     else:
         options = partial(parse_subcommand, generate.OPTIONS_OF, "", arguments)
         start = partial(run_main, lambda: generate.main(options()), script)
@@ -149,6 +162,12 @@ def run_here(line: str, project: Path) -> subprocess.CompletedProcess:
     finally:
         os.chdir(before)
     return subprocess.CompletedProcess(line, code, out.getvalue(), err.getvalue())
+
+
+def read_first_runs(*arguments, count: int) -> Sweep:
+    """Read a sweep as usual, and keep its first runs only."""
+    whole = read_sweep(*arguments)
+    return dataclasses.replace(whole, jobs=whole.jobs[:count])
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +184,9 @@ def results(project):
         results = dict(zip(first, pool.map(partial(run_apart, project=project), first), strict=True))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folders, "DATA_ROOT", project / "data")
+        # A sweep trains its first two runs only, in this process.
+        patch.setattr(sweep, "read_sweep", lambda *arguments: read_first_runs(*arguments, count=2))
+        patch.setattr(local, "Popen", ProcessHere)
         for line in COMMANDS:
             if line not in results:
                 run = run_apart if line in (*apart, resumed_apart) else run_here
@@ -198,13 +220,13 @@ def test_quick_start_lines():
 
 def test_flags_and_presets_exist():
     calls = [(script, page) for script in TINY for page in ("--help", "--preset=list")]
-    calls += [("report.py", "--help")]
+    calls += [("report.py", "--help"), ("sweep.py", "--help")]
     calls += [("evaluate.py", "--help"), *(("generate.py", name, "--help") for name in generate.OPTIONS_OF)]
     calls += [("dataset.py", name, "--help") for name in dataset.OPTIONS_OF]
     with ThreadPoolExecutor(2) as pool:
         help_text = "".join(pool.map(lambda call: command(ROOT / call[0], *call[1:]).stdout, calls))
     others = {
-        *("--logdir", "--help"),  # of TensorBoard, and of every command
+        *("--logdir", "--samples_per_plugin", "--help"),  # of TensorBoard, and of every command
         *("--case", "--seconds", "--rounds"),  # of benchmarks/speed.py
         "--size",  # of images/toy_cats.py
         "--index",  # --index-url of pip
@@ -227,7 +249,7 @@ def test_two_processes_measured_once(project, results):
 
 
 def test_python_of_the_text(project, results, monkeypatch):
-    [code] = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    [code] = re.findall(r"```python\n(.*?)```", PAGES["docs/generation.md"], re.DOTALL)
     monkeypatch.chdir(project)
     made = {"apples": torch.rand(2, 3, 32, 64) * 2 - 1}
     exec(code, made)

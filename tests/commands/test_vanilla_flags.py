@@ -1,6 +1,7 @@
 """Every flag of vanilla_gan.py changes what its help says: the folder of a short run with the flag shows it."""
 
 import itertools
+import json
 
 import pytest
 import torch
@@ -231,7 +232,9 @@ def test_amp(run_once):
     assert first_loss(half, "D_total") != first_loss(full, "D_total")
     assert first_loss(half, "D_total") == pytest.approx(first_loss(full, "D_total"), rel=0.05)
     assert G(half, "layers.3.weight").dtype is torch.float32
-    assert "Mixed precision: bfloat16 on CPU; --amp off" in half.log and "Mixed precision" not in full.log
+    assert "Mixed precision: bfloat16 (--amp bf16); use --amp off for float32" in half.log
+    assert "recision" not in full.log
+    assert json.loads((half.folder / "environment.json").read_text())[0]["precision_reason"] == "--amp bf16"
 
 
 def test_deterministic(run_once):

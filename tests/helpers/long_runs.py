@@ -87,6 +87,7 @@ def growth(folder: Path, script: str, first: int, last: int, leaks: bool = False
     ]
     flags += [f"--train_iters={last + 50}", "--log_step=10"]
     flags += [f"--{name}={every}" for name in ("sample_every", "eval_every", "checkpoint_every")]
+    flags += ["--features=pixels"]
     process = subprocess.Popen(
         [sys.executable, str(program), *flags], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -1,5 +1,6 @@
 """Tiny diffusion models with random weights, and a stand-in for the Hugging Face Hub that has them."""
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -78,10 +79,10 @@ def _make_safety_checker() -> tuple:
 
 
 class FakeHub(BaseHTTPRequestHandler):
-    """Answers the few requests of huggingface_hub that fetch a model.
+    """Answers the few requests of huggingface_hub that fetch a model, or upload one in a single commit.
 
     Attributes:
-        models: name of a model -> its folder and its commit.
+        models: name of a model -> its folder, which gets the uploaded files, and its commit.
         gated: names of models that need a login.
         served: paths of the files that were sent.
     """
@@ -122,12 +123,35 @@ class FakeHub(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.do_GET()
 
+    def do_POST(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        address, path = f"http://{self.headers['Host']}", self.path.strip("/")
+        if path == "api/repos/create":
+            asked = json.loads(content)
+            assert asked["visibility"] == "private"
+            return self.answer(200, json.dumps({"url": f"{address}/{asked['organization']}/{asked['name']}"}).encode())
+        name = "/".join(path.removeprefix("api/models/").split("/")[:2])
+        if path.endswith("/preupload/main"):  # every file comes with the commit
+            files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in
+                     json.loads(content)["files"]]  # fmt: skip
+            return self.answer(200, json.dumps({"files": files}).encode())
+        if path.endswith("/commit/main"):
+            folder, commit = self.models[name]
+            for line in map(json.loads, content.splitlines()):
+                if line["key"] == "file":
+                    file = folder / line["value"]["path"]
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(base64.b64decode(line["value"]["content"]))
+            result = {"success": True, "commitUrl": f"{address}/{name}/commit/{commit}", "commitOid": commit}
+            return self.answer(200, json.dumps(result).encode())
+        self.answer(200, b'{"warnings": [], "errors": []}')  # the model card is checked before
+
     def answer(self, code: int, content: bytes = b"", headers: dict[str, str] | None = None) -> None:
         self.send_response(code)
         for key, value in {**(headers or {}), "Content-Length": str(len(content))}.items():
             self.send_header(key, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(content)
 
     @staticmethod

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as TF
 
 import images.decoding
 from data_loader import load_images
-from images.decoding import decode, decode_all, open_image, to_rgb
+from images.decoding import decode, decode_all, open_image, resize_to_square, to_rgb
 from options.training import CycleOptions
 from sources.folders import EXTENSIONS, FolderSource, list_images
 from tests.conftest import make_photo
@@ -100,6 +102,20 @@ def test_resize_then_center_crop(tmp_path):
     photo.save(tmp_path / "wide.png")
     expected = photo.resize((64, 32), Image.Resampling.BICUBIC).crop((16, 0, 48, 32))
     assert np.array_equal(pixels_of(tmp_path / "wide.png", 32), np.asarray(expected))
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("size", [(32, 32), (33, 64), (71, 40), (100, 31), (9, 20), (63, 95)])
+def test_the_square_equals_torchvisions(size):
+    """Larger and smaller images, of even and odd sides; another filter must fail."""
+    photo = make_photo(size, 0)
+    bicubic, bilinear = (
+        TF.center_crop(TF.resize(photo, 32, filter), [32, 32])
+        for filter in (InterpolationMode.BICUBIC, InterpolationMode.BILINEAR)
+    )
+    square = np.asarray(resize_to_square(photo, 32))
+    assert np.array_equal(square, np.asarray(bicubic))
+    assert size == (32, 32) or not np.array_equal(square, np.asarray(bilinear))
 
 
 def test_an_image_keeps_its_own_size_without_a_size(tmp_path):

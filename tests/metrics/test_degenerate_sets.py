@@ -161,7 +161,7 @@ def test_a_frechet_distance_is_never_negative():
 
 
 def test_fewer_images_than_features_and_features_of_one_dimension():
-    found = measure(noise(2, 32, 32), noise(2, 32, 32, seed=1))
+    found = measure(noise(2, 32, 32), noise(2, 32, 32, seed=1))  # without a third or fifth neighbor
     assert found.keys() == {"kernel distance x1000", "Frechet distance", "nearest distance ratio",
                             "SSIM between images", "SSIM between real images"}  # fmt: skip
     for extract in (lambda x: x.float().mean((1, 2, 3))[:, None], lambda x: torch.ones(len(x), 4)):
@@ -176,6 +176,7 @@ def test_features_without_variance():
         found = measure(noise(6, 32, 32), noise(7, 32, 32, seed=1), features)
         assert found["KID x1000"] == pytest.approx(0, abs=1e-9) and found["FID"] == found["MiFID"] == 0
         assert (found["precision"], found["recall"]) == (1, 1) and "nearest distance ratio" not in found
+        assert (found["coverage"], found["density"]) == (1, pytest.approx(7 / 5)), "each is within the reach of all"
 
 
 def test_the_memorization_factor_of_zeros_is_one():
@@ -201,8 +202,8 @@ def test_the_ratio_of_copies_has_no_value(lines):
 
 @pytest.mark.parametrize("height, width", [(1, 1), (2, 2), (4, 4), (5, 5), (1, 200), (200, 5)])
 def test_images_smaller_than_the_window_of_ssim(height, width, lines):
-    found = measure(noise(5, height, width), noise(5, height, width, seed=1))
-    assert found.keys() == {"kernel distance x1000", "Frechet distance", "precision", "recall",
+    found = measure(noise(5, height, width), noise(6, height, width, seed=1))
+    assert found.keys() == {"kernel distance x1000", "Frechet distance", "precision", "recall", "coverage", "density",
                             "nearest distance ratio"}  # fmt: skip
     size = f"{width}x{height}"
     assert lines() == [f"no value for SSIM between images and SSIM between real images: images of at least 6x6 pixels "
@@ -241,7 +242,8 @@ def test_a_reason_is_said_once(lines):
     for seed in range(3):
         evaluator(Comparison("z", "train", noise(3, 32, 32, seed), reference))
     assert [line.split(":")[0] for line in lines()] == [
-        "no value for precision and recall", "no value for nearest distance ratio",
+        "no value for precision and recall", "no value for coverage and density",
+        "no value for nearest distance ratio",
     ]  # fmt: skip
 
 

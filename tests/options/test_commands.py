@@ -80,6 +80,7 @@ def test_each_subcommand_has_its_own_options():
         "interpolate": ["run", "--seeds=1,2", "-o=a.gif"],
         "translate": ["run", "in", "-o=out"],
         "export": ["run", "--format=onnx", "-o=a.onnx"],
+        "demo": ["run", "-o=a.html"],
     }
     assert required.keys() == SUBCOMMANDS.keys()
     for name, arguments in required.items():

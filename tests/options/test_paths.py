@@ -9,6 +9,7 @@ import pytest
 
 import options.dataset
 import options.report
+import options.sweep
 from images import toy_cats
 from options.command_line import OneLineParser, add_options
 from options.commands import CommandOptions, SampleOptions
@@ -66,9 +67,10 @@ def test_every_option_of_free_text_is_a_path_or_is_named_here(cls):
 
 def test_the_paths_are_those_of_all_scripts():
     assert {cls.SCRIPT for cls, _ in PATHS} == {"vanilla_gan.py", "cycle_gan.py", "evaluate.py", "generate.py",
-                                                "dataset.py", "report.py"}  # fmt: skip
+                                                "dataset.py", "report.py", "sweep.py"}  # fmt: skip
     assert issubclass(options.dataset.DownloadOptions, CommandOptions)
     assert issubclass(options.report.ReportOptions, CommandOptions)
+    assert issubclass(options.sweep.SweepOptions, CommandOptions)
     names = {name for _, name in PATHS}
     assert {
         "data",

@@ -7,6 +7,7 @@ import pytest
 
 from pages.pictures import PictureEncoder
 from pages.report import make_page, read_runs
+from pages.summary import Cell, Summary, SummaryTable
 from tests.helpers.run_folders import write_metrics, write_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -17,7 +18,7 @@ HOSTILE = "<img src=x onerror=document.title='hacked'>"
 
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory):
-    """A page of three DCGANs, one with a hostile name, and a CycleGAN."""
+    """A page of three DCGANs, one with a hostile name, and a CycleGAN, under a wide table of a sweep."""
     root = tmp_path_factory.mktemp("runs")
     folders = [write_run(root / HOSTILE, rows=40, grids=5, columns=("G", "D_total", HOSTILE), name=None)]
     folders += [write_run(root / "b", rows=20, grids=3, lr=0.001), write_run(root / "c", rows=20, grids=0)]
@@ -27,7 +28,10 @@ def page_file(tmp_path_factory):
         write_metrics(folder, 100, value + 1, "training")
         write_metrics(folder, 200, value, "training")
     path = root / "report.html"
-    path.write_text(make_page(*read_runs(folders), PictureEncoder()), encoding="utf-8")
+    wide = SummaryTable("Samples", HOSTILE, ["setting", *"abcdefghij"], [[Cell(HOSTILE), *[Cell("1234567 ± 89")] * 10]])
+    picture = folders[0] / "samples" / "sample-000000.png"
+    summary = Summary("4 runs", HOSTILE, [wide], [HOSTILE], picture)
+    path.write_text(make_page(*read_runs(folders), PictureEncoder(), summary), encoding="utf-8")
     return path
 
 

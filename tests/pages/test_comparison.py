@@ -119,7 +119,7 @@ def test_tables_of_a_cyclegan(tmp_path):
 def test_directions_of_the_metrics():
     less = ["FID", "KID x1000", "MiFID", "Frechet distance", "kernel distance x1000", "L1 to truth"]
     assert {name: best_of(name) for name in less} == dict.fromkeys(less, min)
-    more = ["precision", "recall", "SSIM with reconstruction"]
+    more = ["precision", "recall", "coverage", "SSIM with reconstruction"]
     assert {name: best_of(name) for name in more} == dict.fromkeys(more, max)
-    none = ["SSIM between images", "nearest distance ratio", "L1 to truth, untranslated"]
+    none = ["SSIM between images", "nearest distance ratio", "density", "L1 to truth, untranslated"]
     assert {name: best_of(name) for name in none} == dict.fromkeys(none)

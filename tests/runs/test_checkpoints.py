@@ -277,16 +277,23 @@ def test_a_note_says_why_a_resumed_run_may_differ(flags, tmp_path, capsys):
 
 
 def test_a_run_keeps_its_precision(flags, tmp_path, capsys, monkeypatch):
-    """A run for which `auto` chose float32 continues so on a CPU with AMX, unless --amp is given."""
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    """A run for which `auto` chose float32 continues so on a CPU with AVX512_BF16, unless --amp is given.
+
+    Earlier versions of the program chose float32 on such a CPU, and did not record the reason.
+    """
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
     assert train(*flags, "--amp=auto", "--name=run", "--train_iters=2") == 0
     path = tmp_path / "run" / "environment.json"
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert "Precision: float32 (--amp auto: the CPU lacks AVX512_BF16)" in (tmp_path / "run" / "log.txt").read_text()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    [session] = json.loads(path.read_text())
+    assert session.pop("precision_reason") == "--amp auto: the CPU lacks AVX512_BF16"
+    path.write_text(json.dumps([session]))
     assert resume(f"--resume={tmp_path / 'run'}", "--train_iters=4") == 0
     assert json.loads(path.read_text())[-1]["precision"] == "float32" and "Note" not in capsys.readouterr().out
     assert resume(f"--resume={tmp_path / 'run'}", "--train_iters=6", "--amp=auto") == 0
     assert "Note: precision changed from float32 to bfloat16, so results may differ" in capsys.readouterr().out
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
     assert resume(f"--resume={tmp_path / 'run'}", "--train_iters=8") == 0
     assert "Note: precision changed from bfloat16 to float32, so results may differ" in capsys.readouterr().out
 

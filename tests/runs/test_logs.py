@@ -44,9 +44,10 @@ def test_losses_without_a_complete_header_start_again(options, new_run, text):
     assert (run.folder / "losses.csv").read_text() == "step,G,lr\n6,1,0.5\n"
 
 
-def test_messages_are_single_printable_lines(new_run, capsys):
+def test_messages_are_single_printable_lines(options, new_run, capsys):
     set_up_log()
     with new_run as run:
+        run.begin_session(options, CPU, "float32")
         LOG.info("my\x1b[31m\ncats\udcff")
         LOG.warning("%s", "a\nb")
         LOG.debug("only in the file")
@@ -54,6 +55,35 @@ def test_messages_are_single_printable_lines(new_run, capsys):
     lines = "my\\x1b[31m\\ncats\\udcff\nWarning: a\\nb\n"
     assert capsys.readouterr().out == lines + "after the run\n"
     assert (run.folder / "log.txt").read_text() == lines + "only in the file\n"
+
+
+def test_messages_before_the_folder_exists_stand_in_the_log(options, capsys):
+    """Those of a command whose run never began stand in no log, also if its folder was made."""
+    open_run(options)
+    LOG.warning("of a command that failed")
+    run, _ = open_run(options)
+    LOG.warning("of reading the images")
+    with run:
+        LOG.info("of the folder")
+        run.begin_session(options, CPU, "float32")
+        LOG.info("of training")
+    lines = "Warning: of reading the images\nof the folder\nof training\n"
+    assert (run.folder / "log.txt").read_text() == lines
+    assert capsys.readouterr().out == "Warning: of a command that failed\n" + lines
+
+    with find_run(run.folder):
+        LOG.info("the run has ended already")
+    assert (run.folder / "log.txt").read_text() == lines
+
+
+def test_the_log_says_that_the_first_weights_are_those_of_an_older_checkpoint(run_once, photos, tmp_path, capsys):
+    """A warning of --init_from, which reads a damaged run before the new run has a folder."""
+    old = run_once("--checkpoint_every=1", name="old")
+    (old.folder / "checkpoint-000002.pt").write_bytes(b"PK")
+    capsys.readouterr()
+    new = run_once(f"--init_from={old.folder}", name="new")
+    assert new.log.startswith(f"Warning: {old.folder / 'checkpoint-000002.pt'} is not readable")
+    assert new.log == capsys.readouterr().out and "iteration 1" in new.log
 
 
 def test_losses_are_cut_back_to_the_checkpoint(options, new_run):

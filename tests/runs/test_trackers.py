@@ -1,5 +1,6 @@
 """Experiment trackers: what Weights & Biases gets, in its offline mode, and what happens without it."""
 
+import io
 import json
 import os
 import struct
@@ -14,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from runs.trackers import TRACKERS, WandbTracker
+from runs.trackers import TRACKERS, TensorBoardTracker, WandbTracker
 from tests.conftest import ROOT, TINY, FinishedRun, command, resume, train
 from utils import UserError
 
@@ -93,6 +94,88 @@ def test_wandb_gets_losses_metrics_and_grids(photos, tmp_path):
         assert recorded[step][f"{name}.path"].endswith(picture.name)
         expected = Image.open(folder / "samples" / f"{name}-{step:06d}.png")
         assert np.array_equal(np.array(Image.open(picture)), np.array(expected))
+
+
+class BothTrackers:
+    """Gives everything to TensorBoard and to Weights & Biases."""
+
+    def __init__(self, *arguments):
+        self.both = [TensorBoardTracker(*arguments), WandbTracker(*arguments)]
+
+    def scalars(self, *arguments):
+        for tracker in self.both:
+            tracker.scalars(*arguments)
+
+    def image(self, *arguments):
+        for tracker in self.both:
+            tracker.image(*arguments)
+
+    def close(self):
+        for tracker in self.both:
+            tracker.close()
+
+
+def read_tensorboard(folder: Path) -> tuple[dict, dict]:
+    """Return what an events file contains: (name, step) -> number, and (name, step) -> pixels."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), {"scalars": 0, "images": 0}).Reload()  # 0: all of them
+    tags = events.Tags()
+    numbers = {(name, one.step): one.value for name in tags["scalars"] for one in events.Scalars(name)}
+    pictures = {
+        (name, one.step): np.array(Image.open(io.BytesIO(one.encoded_image_string)))
+        for name in tags["images"]
+        for one in events.Images(name)
+    }
+    return numbers, pictures
+
+
+def read_wandb(folder: Path) -> tuple[dict, dict]:
+    """Return the same of a session of W&B."""
+    (session,) = (folder / "wandb").glob("offline-run-*")
+    numbers, pictures = {}, {}
+    for step, values in read_session(session)[2].items():
+        for name, value in values.items():
+            if name.endswith(".path"):
+                pictures[name.removesuffix(".path"), step] = np.array(Image.open(session / "files" / value))
+            elif not name.startswith("_") and isinstance(value, float | int) and "." not in name:
+                numbers[name, step] = value
+    return numbers, pictures
+
+
+@pytest.mark.parametrize(
+    "script, names",
+    [
+        ("vanilla_gan.py", {"real", "sample"}),
+        ("cycle_gan.py", {"real-X", "real-Y", "sample-X-Y", "sample-Y-X"}),
+    ],
+)
+def test_tensorboard_and_wandb_show_the_same(script, names, run_once, monkeypatch, tmp_path):
+    """The same numbers and grids, with the same names and iterations; the grids are the pictures of samples/."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for kind in ("CACHE", "CONFIG", "DATA"):
+        monkeypatch.setenv(f"WANDB_{kind}_DIR", str(tmp_path / kind))
+    monkeypatch.setitem(TRACKERS, "tensorboard", BothTrackers)
+    run = run_once("--eval_every=2", "--features=pixels", script=script)
+    numbers, pictures = read_tensorboard(run.folder)
+    other_numbers, other_pictures = read_wandb(run.folder)
+
+    assert numbers.keys() == other_numbers.keys()
+    assert [numbers[key] for key in numbers] == pytest.approx([other_numbers[key] for key in numbers], rel=1e-6)
+    recorded = {name for name, _ in numbers}
+    assert recorded >= {"lr", *(f"losses/{name}" for name in run.rows()[0].keys() - {"step", "lr"})}
+    assert any(name.startswith("metrics/") for name in recorded)
+
+    assert {name for name, _ in pictures} == names
+    assert pictures.keys() == other_pictures.keys()
+    files = {}
+    for name, step in pictures:
+        first, *rest = name.split("-")
+        files[name, step] = run.folder / "samples" / ("-".join([first, f"{step:06d}", *rest]) + ".png")
+    assert {*files.values()} == {*(run.folder / "samples").iterdir()}
+    for key, pixels in pictures.items():
+        assert np.array_equal(pixels, np.array(Image.open(files[key]))) and np.array_equal(pixels, other_pictures[key])
 
 
 def test_without_wandb_one_line_says_so(photos, tmp_path, monkeypatch, capsys):

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 import types
@@ -283,6 +284,16 @@ def test_the_list(capsys):
     assert all(f"  {name} " in out for name in DATA_SETS)
     assert "apple2orange                 78 MB   2,528 images   ImageNet" in out
     assert max(map(len, out.splitlines())) <= 120
+
+
+def test_the_list_needs_no_torch():
+    """It takes a tenth of a second, as --help does; the import of torch takes three seconds."""
+    code = "import runpy, sys; sys.modules['torch'] = None; runpy.run_path('dataset.py', run_name='__main__')"
+    words = [sys.executable, "-c", code, "download"]
+    done = subprocess.run([*words, "--list"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and f"  {NAME} " in done.stdout, done.stderr
+    other = subprocess.run([*words, NAME], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert other.returncode == 1 and "import of torch halted" in other.stderr, "the control: downloads need it"
 
 
 def test_the_catalogue():

@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def launched(monkeypatch):
     """Pretend that torchrun started this process as number 3 of 4, number 1 on its machine, after two restarts."""
-    monkeypatch.setattr(dist, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setattr(processes, "count_processes", lambda: 4)
     variables = {"RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}
     for name, value in {**variables, "TORCHELASTIC_RESTART_COUNT": "2"}.items():

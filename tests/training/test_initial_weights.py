@@ -147,7 +147,7 @@ def test_without_an_average_the_old_weights_are_the_average(folder):
         (
             "cycle_gan.py",
             [*NETWORKS["cycle_gan.py"], "--n_res_blocks=16"],
-            ["G_XtoY layers.5.layers.0.0.weight exists only here", "That run has no --n_res_blocks:"],
+            ["G_XtoY layers.5.layers.0.0.weight exists only here", "; and 31 more. That run has no --n_res_blocks:"],
             ("G_YtoX", "layers.4.layers.0.0.weight"),
         ),
     ],

@@ -14,7 +14,7 @@ import layers.image_pool
 import runs.folder
 import vanilla_gan
 from tests.conftest import MODULES, FinishedRun, assert_same, make_photo, resume, train
-from training.state import TrainingState
+from training.state import EagerAdam, TrainingState
 
 N, M = 5, 4  # the stop is not at a multiple of log_step, sample_every or checkpoint_every
 CADENCE = ["--log_step=3", "--sample_every=4", "--checkpoint_every=4"]
@@ -150,7 +150,7 @@ def test_a_forgotten_part_is_noticed(forgotten, photos, tmp_path, monkeypatch):
     if forgotten == "random generator":
         monkeypatch.setattr(torch, "set_rng_state", lambda state: None)
     elif forgotten == "optimizer":
-        monkeypatch.setattr(torch.optim.Adam, "load_state_dict", forget_moments(torch.optim.Adam.load_state_dict))
+        monkeypatch.setattr(EagerAdam, "load_state_dict", forget_moments(EagerAdam.load_state_dict))
     elif forgotten == "data order":
         real = data_loader.ImageBatches.indices
         monkeypatch.setattr(data_loader.ImageBatches, "indices", lambda self, step: real(self, step - N))
