@@ -8,7 +8,7 @@ a test can fix the draws.
 import torch
 from torch import Tensor
 
-from system.processes import count_processes, local_shard
+from system.processes import draw_shard
 from utils import uniform_to_index
 
 
@@ -115,7 +115,7 @@ def diff_augment(images: Tensor, policy: str, uniforms: Tensor | None = None) ->
     operations = [operation for name in parse_policy(policy) for operation in POLICIES[name]]
     counts = [count for _, count in operations]
     if uniforms is None:
-        uniforms = local_shard(torch.rand(len(images) * count_processes(), sum(counts), device=images.device))
+        uniforms = draw_shard(lambda count: torch.rand(count, sum(counts), device=images.device), len(images))
     for (augment, _), u in zip(operations, uniforms.split(counts, dim=1), strict=True):
         images = augment(images, u)
     return images

@@ -36,7 +36,14 @@ from generation.trained import Trained, load_trained
 from metrics.evaluation import Comparison, Evaluator, RealImages, load_real_images, make_comparisons
 from metrics.features import Features, UnavailableError, load_features
 from metrics.folders import read_folder, read_folders
-from metrics.report import MIN_IMAGES_FOR_FID, MIN_IMAGES_FOR_RECALL, describe, draw_nearest, save_evaluation
+from metrics.report import (
+    MIN_IMAGES_FOR_COVERAGE,
+    MIN_IMAGES_FOR_FID,
+    MIN_IMAGES_FOR_RECALL,
+    describe,
+    draw_nearest,
+    save_evaluation,
+)
 from metrics.variety import describe_variety
 from runs.checkpoints import is_run
 from runs.records import read_images, with_recorded_folders
@@ -132,7 +139,8 @@ def warn_of_few_images(comparisons: list[Comparison], rows: list[dict[str, Any]]
             "(here %d). The kernel distance is not biased", fewest,
         )  # fmt: skip
     if fewest < MIN_IMAGES_FOR_RECALL and any(row["metric"] == "recall" for row in rows):
-        LOG.warning("precision and recall mean little with %d images", fewest)
+        others = ", coverage and density, and so the variety," if fewest < MIN_IMAGES_FOR_COVERAGE else ""
+        LOG.warning("precision and recall%s mean little with %d images", others, fewest)
 
 
 def measure(options: EvaluateOptions) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from metrics.evaluation import periodic_evaluation
 from models import build_dc_generator, build_discriminator, forward_together, sample_latents
 from runs.open_run import open_run
 from system.device import set_up
-from system.processes import count_processes, local_shard
+from system.processes import draw_shard
 from system.program import run_main
 from training.initial_weights import load_initial_weights
 from training.loop import Recipe, train
@@ -66,7 +66,7 @@ def train_step(
 
     # Generate fakes. Both updates use them: D's without, G's with the gradient through G.
     with state.precision.autocast():
-        z = local_shard(sample_latents(len(real) * count_processes(), options.noise_size, real.device))  # (B, Z, 1, 1)
+        z = draw_shard(lambda count: sample_latents(count, options.noise_size, real.device), len(real))  # (B, Z, 1, 1)
         fake = G(z)  # (B, 3, S, S)
 
     # Update D: minimize the sum of discriminator(D(x), D(G(z))); for LSGAN mean((D(x) - 1)^2) / 2 + mean(D(G(z))^2) / 2

@@ -52,7 +52,6 @@ SWEEP = """
 script = "vanilla_gan.py"
 base = {data = "cats/trainA", image_size = 32, train_iters = 10, device = "cpu", log_step = 1}
 evaluate = {features = "pixels", num_images = 10}
-slurm = {time = 10}
 case = [{label = "long", train_iters = 120}, {label = "second", lr = 0.0001}, {label = "third", norm = "none"},
         {label = "failing", data = "missing"}]
 """

@@ -29,6 +29,8 @@ def export_onnx(layers: nn.Module, example: Tensor, axes: dict[int, str], metada
     )  # fmt: skip
     assert program is not None
     model = program.model_proto
+    for node in model.graph.node:
+        del node.metadata_props[:]  # they quote the source code, with the folders of this computer
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     return model.SerializeToString()

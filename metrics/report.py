@@ -16,6 +16,7 @@ from utils import UserError, from_uint8, image_grid, to_png
 
 MIN_IMAGES_FOR_FID = 2048  # with fewer a Frechet distance is far above its value for many images
 MIN_IMAGES_FOR_RECALL = 100  # with fewer the third neighbor is far away, so that noise counts as near
+MIN_IMAGES_FOR_COVERAGE = 20  # with fewer a few images by chance change the level of the variety
 
 
 def save_evaluation(

@@ -12,6 +12,7 @@ MIN_COVERAGE = (0.1, 0.5, 0.85)
 # very low, low, medium.
 MAX_SIMILARITY = (0.75, 0.3, 0.08)
 MIN_RECALL = 0.1  # below it the level is at most medium: samples near real images, but little between them
+MIN_PRECISION = 0.1  # below it the line says that the images are unlike real ones: they then cover few
 
 
 def describe_variety(rows: Sequence[dict[str, Any]], what: str) -> str:
@@ -21,13 +22,13 @@ def describe_variety(rows: Sequence[dict[str, Any]], what: str) -> str:
         rows: the metrics of one comparison, as `Evaluator` returns them.
         what: the generated images in words, such as "samples".
 
-    The result is "" if coverage, recall or SSIM has no value.
+    The result is "" if coverage, precision, recall or SSIM has no value.
     """
     values = {row["metric"]: row["value"] for row in rows}
-    names = ("coverage", "recall", "SSIM between images", "SSIM between real images")
+    names = ("coverage", "precision", "recall", "SSIM between images", "SSIM between real images")
     if not values.keys() >= set(names):
         return ""
-    coverage, recall, ssim, real_ssim = (values[name] for name in names)
+    coverage, precision, recall, ssim, real_ssim = (values[name] for name in names)
     full = expected_coverage(rows[0]["generated"], rows[0]["reference"])
     similarity = (ssim - real_ssim) / max(1 - real_ssim, 1e-6)  # real images that are all the same: 0
 
@@ -36,7 +37,9 @@ def describe_variety(rows: Sequence[dict[str, Any]], what: str) -> str:
     by_recall = len(MIN_COVERAGE) - (recall < MIN_RECALL)
     level = LEVELS[min(by_coverage, by_similarity, by_recall)]
 
-    reasons = [f"they cover {coverage:.0%} of the kinds of real images (new real images would cover {full:.0%})"]
+    reasons = [f"they cover {coverage:.0%} of the real images (new real images would cover {full:.0%})"]
+    if precision < MIN_PRECISION:
+        reasons.insert(0, f"{precision:.0%} of them are like real images (precision)")
     if recall < MIN_RECALL:
         reasons.append(f"{recall:.0%} of the real images are between them (recall)")
     if similarity > MAX_SIMILARITY[-1]:

@@ -39,7 +39,7 @@ class SweepOptions(CommandOptions):
         is_path=True)
     features: str | None = option(
         None, "feature space of the measurements, as for evaluate.py; default: that of the file, else inception",
-        metavar="{inception,pixels,FILE}", is_path=True)
+        metavar="{inception,imagenet,pixels,FILE}", is_path=True)
     dry_run: bool = option(False, "show what is done and the commands that are missing, and start nothing")
     json: bool = option(False, "print the results as JSON on standard output, and all messages on standard error")
 
@@ -56,3 +56,5 @@ class SweepOptions(CommandOptions):
         super().check()
         if self.no_wait and not self.slurm:
             raise ValueError("--no_wait: does nothing without --slurm; leave it out")
+        if self.json and self.dry_run:
+            raise ValueError("--json: does nothing with --dry_run; leave one of them out")

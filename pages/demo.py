@@ -89,6 +89,6 @@ def make_page(demo: Demo, networks: dict[str, bytes], runtime: Runtime, latents:
         directions={direction: printable(text) for direction, text in demo.directions.items()},
         networks={direction: to_base64(content) for direction, content in networks.items()},
         runtime=Markup(as_global(runtime.script)),
-        binary=to_base64(gzip.compress(runtime.binary, 9, mtime=0)),
+        binary=to_base64(gzip.compress(runtime.binary, 6, mtime=0)),
         version=runtime.version,
     )

@@ -171,8 +171,14 @@ def job_state(sweep: Sweep, job: Job) -> str:
     if total is None or step < total:
         return "unfinished"
     found = find_evaluation(sweep, job)
-    # Without its weights evaluate.py uses other features, so the run is measured again: the weights may be there now.
-    return "done" if found is not None and not _is_fallback(sweep, job, found) else "unmeasured"
+    if found is None:
+        return "unmeasured"
+    if _is_fallback(sweep, job, found):  # evaluate.py did not have the weights; with them the run is measured again
+        from metrics.features import is_on_this_machine  # torch takes seconds to import
+
+        asked = parse_evaluation(sweep, job)
+        return "unmeasured" if asked.inception_weights or is_on_this_machine(asked.features) else "done"
+    return "done"
 
 
 def find_evaluation(sweep: Sweep, job: Job) -> dict[str, Any] | None:

@@ -1,20 +1,25 @@
 """Runs the jobs of a sweep on this machine: a queue of processes, `--jobs` of them at a time."""
 
+import contextlib
 import os
 import shlex
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from subprocess import DEVNULL, STDOUT, Popen
 from typing import TYPE_CHECKING
 
+import filelock
+
 from options.sweep import SweepOptions
+from runs.overview import is_locked
 from sweeps.grid import Job, Sweep, commands_of, job_state, options_of, progress_of
 from system.files import make_durable_folder
 from system.program import StopSignals
 from system.progress import ProgressBar
-from utils import LOG
+from utils import LOG, UserError
 
 if TYPE_CHECKING:
     from io import BufferedWriter
@@ -56,6 +61,8 @@ class RunningJob:
     def __init__(self, job: Job, commands: list[list[str]], share: dict[str, str], log: Path):
         self.job, self.share, self.log = job, share, log
         self._commands = list(commands)
+        with contextlib.suppress(OSError):  # a process that an earlier call left may still write to the old file
+            log.unlink()
         self._file: BufferedWriter = open(log, "wb")
         self._start()
 
@@ -105,22 +112,31 @@ class Queue:
     """The jobs of a sweep that wait, and those that run.
 
     Attributes:
+        busy: jobs that had to wait for another process; each is told once.
         failed: how many jobs have failed.
     """
 
     def __init__(self, sweep: Sweep, jobs: list[Job], shares: list[dict[str, str]]):
         self.sweep, self.waiting, self.free = sweep, list(jobs), list(shares)
         self.running: list[RunningJob] = []
+        self.busy: list[Job] = []
         self.failed = 0
         self.logs = sweep.folder / "logs"
         make_durable_folder(self.logs)
 
     def start(self) -> None:
-        """Start jobs while there is room for one."""
-        while self.waiting and self.free:
-            job = self.waiting.pop(0)
+        """Start jobs while there is room for one. A run that another process trains waits until that has ended."""
+        for job in list(self.waiting) if self.free else ():
+            if not self.free:
+                break
+            if is_locked(job.folder):
+                if job not in self.busy:
+                    self.busy.append(job)
+                    LOG.warning("%s: %s is in use by another process; waiting for it", describe(job), job.folder)
+                continue
+            self.waiting.remove(job)
             commands = commands_of(self.sweep, job)
-            if commands:  # another call of sweep.py may have finished the job meanwhile
+            if commands:  # the other process may have finished the job
                 LOG.info("%s: started in %s", describe(job), job.folder)
                 log = self.logs / f"{job.folder.name}.txt"
                 self.running.append(RunningJob(job, commands, self.free.pop(0), log))
@@ -146,6 +162,22 @@ class Queue:
             one.stop()
 
 
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a sweep's folder. Raises UserError if another sweep.py holds it."""
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        raise UserError(f"{folder} is in use by another sweep.py; wait for it, or stop it") from None
+    except (OSError, NotImplementedError):  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def run_here(sweep: Sweep, options: SweepOptions) -> int:
     """Train and measure on this machine what the sweep still needs.
 
@@ -160,7 +192,8 @@ def run_here(sweep: Sweep, options: SweepOptions) -> int:
     uses_gpu = any(options_of(sweep, job).get("device", "auto") in ("auto", "cuda") for job in todo)
     gpus = find_gpus() if uses_gpu else []
     queue = Queue(sweep, todo, share_machine(options.jobs or max(1, len(gpus)), gpus))
-    stopped_by = _work(queue)
+    with _locked(sweep.folder):
+        stopped_by = _work(queue)
     if stopped_by:
         LOG.info("Stopped by %s. The same command continues:", signal.Signals(stopped_by).name)
         LOG.info("    python %s", shlex.join(sys.argv))
@@ -177,7 +210,7 @@ def _work(queue: Queue) -> int:
     with StopSignals() as stop, ProgressBar(None, "sweep", "it", total, initial=done) as bar:
         try:
             queue.start()
-            while queue.running:
+            while queue.running or queue.waiting:
                 time.sleep(POLL_SECONDS)
                 if stop.received and not is_stopping:
                     is_stopping = True

@@ -96,7 +96,7 @@ def read_measurements(sweep: Sweep) -> list[Measured]:
         if evaluation is None:
             found.append(Measured(job, state))
             continue
-        # The state may be "unmeasured": without Inception's weights the run was measured in other features.
+        # The state may be "unmeasured": the run was measured in other features, whose place the right ones can take.
         rows = [row for row in evaluation["rows"] if math.isfinite(row["value"])]
         found.append(Measured(job, "done", evaluation["step"], rows))
     return found

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import re
 import sys
@@ -43,7 +44,7 @@ def read_sweep(
         UserError: a wrong key, type or value, or a run in the folder of the sweep that has other options.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows add a BOM
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"it is not TOML: {error}"
         raise UserError(f"{path}: {reason}; give a file such as sweeps/leo-dcgan.toml") from None
@@ -51,14 +52,26 @@ def read_sweep(
         sweep = _make_sweep(content, path, checkpoint_dir, changes or {}, evaluate or {})
         for job in sweep.jobs:
             parse_job(sweep, job)
-        features = parse_evaluation(sweep, sweep.jobs[0]).features
-        if features not in FEATURES and not os.path.isfile(features):  # else known only after the first training
-            raise ValueError(f"features: the file {features} does not exist; choose a file, or {', '.join(FEATURES)}")
+        _check_evaluation(sweep)
     except ValueError as error:
         raise UserError(f"{printable(str(path))}: {error}") from None
     for job in sweep.jobs:
         _refuse_other_options(sweep, job)
     return sweep
+
+
+def _check_evaluation(sweep: Sweep) -> None:
+    """Raise ValueError for options of evaluate.py that it would refuse only after the first training."""
+    asked = parse_evaluation(sweep, sweep.jobs[0])
+    if asked.features not in FEATURES and not os.path.isfile(asked.features):
+        raise ValueError(f"features: the file {asked.features} does not exist; choose a file, or {', '.join(FEATURES)}")
+    for name in ("reference", "inception_weights"):
+        if (path := getattr(asked, name)) is not None and not os.path.exists(path):
+            raise ValueError(f"[evaluate]: {name}: {path} does not exist; correct the path")
+    if asked.checkpoint not in ("newest", "best") and not asked.checkpoint.isdecimal():
+        raise ValueError(f"[evaluate]: checkpoint: {asked.checkpoint!r} is neither newest, best nor an iteration")
+    if asked.checkpoint == "best" and not all(parse_job(sweep, job).eval_every for job in sweep.jobs):
+        raise ValueError("[evaluate]: checkpoint: 'best' needs eval_every in [base]; add it, or use 'newest'")
 
 
 def _make_sweep(
@@ -142,8 +155,16 @@ def _read_case(table: dict[str, Any], number: int, script: str) -> Case:
     label, published = table.get("label"), table.get("published", {})
     if not isinstance(label, str) or not label.strip():
         raise ValueError(f'[[case]] number {number}: it has no label; add a line such as label = "wide"')
-    if not isinstance(published, dict) or any(type(value) not in (int, float) for value in published.values()):
+    if not isinstance(published, dict) or not all(
+        type(value) in (int, float) and math.isfinite(value) for value in published.values()
+    ):
         raise ValueError(f"[[case]] {label!r}: published: it is not a table of numbers; write such as {{FID = 55}}")
+    for metric in published:
+        if (script == "cycle_gan.py") != metric.endswith((", X to Y", ", Y to X")):
+            example = "FID, X to Y" if script == "cycle_gan.py" else "FID"
+            raise ValueError(
+                f"[[case]] {label!r}: published: {metric!r} is no metric of {script}; use such as {example!r}"
+            )
     return Case(label=label, options=_read_options(options, script, f"[[case]] {label!r}"), published=dict(published))
 
 
@@ -168,7 +189,12 @@ def _canonical(options: Mapping[str, Any], script: str) -> dict[str, Any]:
         if name not in names:
             hint = suggest(name, names) or f"`python {script} --help` lists the options"
             raise ValueError(f"the option {name!r} of {script} is unknown; {hint.strip()}")
-    return {names[name]: value for name, value in options.items()}
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        if names[name] in found:
+            raise ValueError(f"{name} is another name of {names[name]}; leave one of them out")
+        found[names[name]] = value
+    return found
 
 
 def _read_options(options: Mapping[str, Any], script: str, where: str) -> dict[str, Any]:

@@ -70,6 +70,13 @@ def summarize(sweep: Sweep, measured: list[Measured], comparisons: list[Comparis
                 of_case.setdefault(one.job.case.label, []).append(one.job.seed)
         names = [f"{label} ({_name_seeds(seeds)})" for label, seeds in of_case.items()]
         notes += [f"{words}: {shorten(names, 10, '; ')}."] if names else []
+    asked = sweep.evaluate.get("features", "inception")
+    used = {row["features"] for one in measured for row in one.rows} - {asked}
+    if used and asked in ("inception", "imagenet"):
+        notes.append(
+            f"The weights of the features {asked} were missing, so evaluate.py used {' and '.join(sorted(used))}. The "
+            "files in logs/ say how to get them; after that, the same command measures these runs again."
+        )
     for comparison in comparisons:
         if comparison.differences:
             notes.append(

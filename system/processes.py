@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from system.parts import count_parts, gather_parts, once, part
 from utils import UserError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and report.py does not need it
@@ -87,20 +88,31 @@ def main_process_only(function: Function) -> Function:
 
 
 def local_shard(batch: "Tensor") -> "Tensor":
-    """Return this process's part (B / processes, ...) of a batch (B, ...) that all processes have."""
-    share = len(batch) // count_processes()
-    return batch[rank() * share : (rank() + 1) * share]
+    """Return this thread's part (B / processes / parts, ...) of a batch (B, ...) that all processes have."""
+    share = len(batch) // (count_processes() * count_parts())
+    first = (rank() * count_parts() + part()) * share
+    return batch[first : first + share]
 
 
-def gather_batch(part: "Tensor") -> "Tensor":
-    """Return the batch (B, ...) from the parts (B / processes, ...) of all processes. No gradient flows through."""
+def draw_shard(draw: Callable[[int], "Tensor"], size: int) -> "Tensor":
+    """Return this thread's part (size, ...) of random draws for the whole batch, which all processes make alike.
+
+    Args:
+        draw: number of images in the whole batch -> draws (B, ...).
+        size: number of images in the part.
+    """
+    return local_shard(once(lambda: draw(size * count_processes() * count_parts())))
+
+
+def gather_batch(shard: "Tensor") -> "Tensor":
+    """Return the whole batch (B, ...) from the parts of all processes or threads. No gradient flows through."""
     if count_processes() == 1:
-        return part
+        return gather_parts(shard)
     import torch
 
-    parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(count_processes())]
-    torch.distributed.all_gather(parts, part.detach().contiguous())
-    return torch.cat(parts)
+    shards = [torch.empty_like(shard, memory_format=torch.contiguous_format) for _ in range(count_processes())]
+    torch.distributed.all_gather(shards, shard.detach().contiguous())
+    return torch.cat(shards)
 
 
 def average_over_processes(tensors: "list[Tensor]") -> None:

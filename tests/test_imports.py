@@ -25,7 +25,7 @@ ALLOWED = {
     "generation": {"images", "models", "options", "pages", "runs", "sources", "system", "utils"},
     "sources": {"diff_augment", "images", "options", "system", "utils"},
     "pages": {"options", "runs", "system", "utils"},
-    "sweeps": {"generation", "images", "options", "pages", "runs", "sources", "system", "utils"},
+    "sweeps": {"generation", "images", "metrics", "options", "pages", "runs", "sources", "system", "utils"},
 }
 _SCRIPT = {*ALLOWED} - {"generation", "pages", "sweeps"}
 _SWEEP = {"sweeps", "options", "system", "utils"}

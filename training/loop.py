@@ -16,7 +16,7 @@ from system.program import StopSignals
 from system.progress import PLAIN_PROGRESS_INTERVAL, ProgressBar
 from training.schedule import LR_POLICIES, describe_rate_change
 from training.state import TrainingState
-from training.steps import StepRunner
+from training.steps import StepRunner, choose_parts
 from utils import LOG, NonFiniteError, count_parameters, grid_columns, image_grid, printable
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ def _restore_and_announce(session: _Session) -> bool:
             print(printable(text))  # not in log.txt: a run that has ended stays as it is
         run.record_moved_images()
         return False
-    run.begin_session(options, state.device, state.precision.name, state.precision.reason)
+    precision, parts = state.precision, choose_parts(options, state.device)
+    run.begin_session(options, state.device, precision.name, precision.reason, parts)
 
     if options.preset is not None:
         LOG.info("Preset %s: %s", options.preset, options.PRESETS[options.preset][0])
@@ -114,7 +115,8 @@ def _restore_and_announce(session: _Session) -> bool:
             )
     weights = ", ".join(f"{name} {count_parameters(network):,}" for name, network in state.networks.items())
     LOG.info("Number of weights: %s", weights)
-    precision = state.precision
+    if parts > 1:
+        LOG.info("%d threads compute a part of each batch each", parts)
     if precision.dtype is not None:
         LOG.info("Mixed precision: %s (%s); use --amp off for float32", precision.name, precision.reason)
     elif options.amp == "auto":

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from system.processes import average_over_processes, count_processes
+from system.parts import Team, average_over_parts, count_parts, once
+from system.processes import average_over_processes, count_processes, local_shard
 from training.schedule import is_penalty_due
 from training.state import TrainingState
 from utils import LOG, UserError, one_line
@@ -22,14 +23,37 @@ def backward_and_step(loss: Tensor, optimizer: Optimizer, scaler: torch.amp.Grad
     """Take one optimizer step on a scalar loss.
 
     Gradients are computed for this optimizer's parameters only, so a network that the loss merely passes through needs
-    no freezing. With several processes, gradients are averaged over their parts of the batch.
+    no freezing. With several processes or threads, gradients are averaged over their parts of the batch.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if count_parts() > 1:  # threads share the parameters, so the gradients are not collected there
+        gradients = average_over_parts(list(torch.autograd.grad(loss, parameters)))
+        once(lambda: _step_with(optimizer, parameters, gradients))
+        return
     scaler.scale(loss).backward(inputs=parameters)
     average_over_processes([parameter.grad for parameter in parameters if parameter.grad is not None])
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
+
+
+def _step_with(optimizer: Optimizer, parameters: list[Tensor], gradients: list[Tensor]) -> None:
+    """Take one optimizer step with these gradients of the parameters."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.contiguous()  # as the parameter is: fused Adam does not look at strides
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def choose_parts(options: "CommonOptions", device: torch.device) -> int:
+    """Return how many threads share each batch: 2 on a CPU with an even number of threads, if the result is the same.
+
+    It is not the same with batch norm, which needs the statistics of a whole batch, and with spectral norm, whose
+    buffers change in each forward pass.
+    """
+    is_separable = options.norm != "batch" and not options.spectral_norm and not options.compile
+    is_even = options.batch_size % 2 == 0 and torch.get_num_threads() % 2 == 0
+    return 2 if device.type == "cpu" and count_processes() == 1 and is_separable and is_even else 1
 
 
 def graph_obstacle(state: TrainingState, data: dict[str, Any], options: "CommonOptions") -> str | None:
@@ -63,6 +87,8 @@ def capture(compute: Callable[[], Losses], stream: torch.cuda.Stream) -> tuple[C
 class StepRunner:
     """Runs training steps: batch, update of the networks, moving averages.
 
+    On a CPU two threads compute a half of the batch each, where `choose_parts` allows it.
+
     On CUDA a step of small networks is hundreds of short kernels that take longer to launch than to run. After a
     warm-up, each kind of step (with and without gradient penalties) is captured once as a CUDA graph and then replayed:
     the same kernels on the same memory.
@@ -76,6 +102,8 @@ class StepRunner:
         self.state, self.data, self.options, self.train_step = state, data, options, train_step
         self.graphs: dict[bool, tuple[Callable[[], None], Losses]] = {}
         self.steps_taken = {False: 0, True: 0}  # by kind: with gradient penalties or without
+        parts = choose_parts(options, state.device)
+        self.team = Team(parts) if parts > 1 else None
         self.stream = torch.cuda.Stream(state.device) if state.device.type == "cuda" else None
         if self.stream is not None and (reason := graph_obstacle(state, data, options)) is not None:
             LOG.info("No CUDA graph: %s", reason)
@@ -95,9 +123,21 @@ class StepRunner:
     def _compute(self, with_penalty: bool) -> Losses:
         """Do the work of a step on the selected images; return its losses."""
         batch = {domain: images.augmented() for domain, images in self.data.items()}
-        losses = self.train_step(self.state, batch, self.options, with_penalty)
+        losses = self._update(batch, with_penalty)
         self.state.update_ema(self.options.ema_decay)
         return losses
+
+    def _update(self, batch: dict[str, Tensor], with_penalty: bool) -> Losses:
+        """Update the networks on one batch, in parts if there is a team; return the losses."""
+        if self.team is None:
+            return self.train_step(self.state, batch, self.options, with_penalty)
+
+        def update_on_part() -> Losses:
+            shard = {domain: local_shard(images) for domain, images in batch.items()}
+            return self.train_step(self.state, shard, self.options, with_penalty)
+
+        parts = self.team.run(update_on_part)
+        return {name: torch.stack([losses[name] for losses in parts]).mean() for name in parts[0]}
 
     def _compute_on_capture_stream(self, with_penalty: bool) -> Losses:
         """Do the work of a step on the capture stream, as PyTorch requires before capturing."""

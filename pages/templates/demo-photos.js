@@ -46,7 +46,7 @@ const translate = newest(async () => {
 
 async function usePhoto(source, name) {
   try {
-    photo = await createImageBitmap(source, { imageOrientation: "from-image" });
+    photo = await createImageBitmap(source);  // turned as EXIF says; Safari 16 refuses an option that asks for it
   } catch {
     say(`This browser cannot read ${name} as a picture. Choose another file, such as a JPEG or PNG.`);
     return;

@@ -92,6 +92,7 @@ def test_a_setting_that_fails_leaves_the_others(photos, tmp_path, started, capsy
         (["try.toml", "--set=lr"], "argument --set: 'lr' is not OPTION=VALUE"),
         (["try.toml", "--set=lr=x"], "error: try.toml: case 'norm=none': argument --lr: invalid float value: 'x'"),
         (["try.toml", "--set=lrr=1"], "error: try.toml: --set: the option 'lrr' of vanilla_gan.py is unknown; did you"),
+        (["try.toml", "--json", "--dry_run"], "error: --json: does nothing with --dry_run; leave one of them out"),
         (["try.toml", "--jobs=0"], "error: --jobs: 0 is out of range; use a number at least 1"),
         (["try.toml", "--checkpoint_dir=try.toml/x"], "error: --checkpoint_dir: "),
         ([], "the following arguments are required: FILE.toml"),

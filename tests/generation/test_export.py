@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from generate import load_generator
 from models import DCGenerator, ResnetGenerator
 from options.command_line import parse_subcommand
 from system.program import run_main
-from tests.conftest import make_domains, train
+from tests.conftest import ROOT, make_domains, train
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,9 @@ def test_onnx(runs, tmp_path, capsys, name):
     assert "largest difference from PyTorch" in capsys.readouterr().out
     model = onnx.load(tmp_path / "G.onnx")
     check_metadata({entry.key: entry.value for entry in model.metadata_props}, direction or "z to image")
+    del model.metadata_props[:]  # the options name folders of the run; nothing else names folders of this computer
+    content = model.SerializeToString()
+    assert not any(str(path).encode() in content for path in (ROOT, runs, Path(torch.__file__).parent))
     session, G = onnxruntime.InferenceSession(tmp_path / "G.onnx"), load_generator(runs / name, direction)
     for shape in shapes:
         x = torch.rand(shape) * 2 - 1

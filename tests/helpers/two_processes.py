@@ -13,7 +13,7 @@ import data_loader
 import training.steps
 import vanilla_gan
 from options import parse_command_line
-from system.processes import local_main_first, local_shard, rank
+from system.processes import draw_shard, local_main_first, rank
 from tests.conftest import MODULES, OPTIONS, TINY
 
 # A learning rate so small that the weights stay: rounding differences cannot grow, and the moments of Adam show the
@@ -69,9 +69,9 @@ def main(root: Path) -> None:
     training.steps.average_over_processes = lambda tensors: None
     run("vanilla-not_averaged", root)
     training.steps.average_over_processes = right
-    vanilla_gan.local_shard = lambda batch: batch[: len(batch) // 2]
+    vanilla_gan.draw_shard = lambda draw, size: draw(2 * size)[:size]
     run("vanilla-same_noise", root)
-    vanilla_gan.local_shard = local_shard
+    vanilla_gan.draw_shard = draw_shard
     data_loader.local_shard = lambda batch: batch[: len(batch) // 2]
     run("vanilla-same_images", root)
 

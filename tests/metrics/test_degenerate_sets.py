@@ -334,7 +334,12 @@ def test_folders_of_tiny_images(side, tmp_path, capsys):
     assert table.count("\n") == 1 + 5 and (tmp_path / "out/nearest-000000-pixels.png").exists()
 
 
-@pytest.mark.parametrize("count, words", [(2, "no value for precision and recall"), (5, "mean little with 5 images")])
+@pytest.mark.parametrize(
+    "count, words",
+    [(2, "no value for precision and recall"),
+     (5, "precision and recall, coverage and density, and so the variety, mean little with 5"),
+     (20, "precision and recall mean little with 20 images")],
+)  # fmt: skip
 def test_one_line_about_precision_and_recall_of_few_images(count, words, tmp_path, capsys):
     made, real = (write(tmp_path / str(seed), noise(count, 40, 40, seed)) for seed in (0, 1))
     assert call(made, real, "--features=pixels", f"--out={tmp_path / 'out'}") == 0

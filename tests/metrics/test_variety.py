@@ -35,20 +35,22 @@ def describe(generated: torch.Tensor, reference: torch.Tensor = REAL) -> str:
         ("new images", torch.cat([photos(15, 200), photos(15, 300, kind=1)]), "high", ["as much as real images"]),
         ("one of two kinds", photos(30, 200), "medium", ["cover 5"]),
         ("one image", REAL[:1].repeat(30, 1, 1, 1), "very low", ["resemble each other more than", "(SSIM 1.00, real "]),
-        ("other images", 255 - REAL // 4, "very low", ["cover 0% of", "0% of the real images are between them"]),
+        ("other images", 255 - REAL // 4, "very low", ["0% of them", "cover 0% of", "0% of the real images are"]),
     ],
 )
 def test_words(name, generated, level, words):
     line = describe(generated)
     assert line.startswith(f"variety of the samples: {level}; "), line
     assert not [word for word in words if word not in line], line
+    assert ("are like real images" in line) == (name == "other images")
 
 
 def test_each_number_can_lower_the_level():
     """Of two hundred samples against as many real images."""
 
     def level(coverage: float, recall: float, ssim: float) -> str:
-        values = {"coverage": coverage, "recall": recall, "SSIM between images": ssim, "SSIM between real images": 0.2}
+        values = {"coverage": coverage, "precision": 1, "recall": recall}
+        values |= {"SSIM between images": ssim, "SSIM between real images": 0.2}
         rows = [{"metric": key, "value": value, "generated": 200, "reference": 200} for key, value in values.items()]
         return re.match("variety of the x: (.+?);", describe_variety(rows, "x"))[1]
 

@@ -97,13 +97,17 @@ def test_options_that_leave_the_numbers_as_they_are_do_not(finished, evaluate):
     assert commands_of(sweep, sweep.jobs[0]) == []
 
 
-def test_a_measurement_in_other_features_than_asked_is_not_the_last_word(copy):
-    """Without the weights of Inception evaluate.py uses other features; the weights may be there at the next call."""
+def test_a_measurement_in_other_features_than_asked_counts_until_their_weights_are_there(copy, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(copy))
     sweep = open_sweep(copy, features="inception")
     job = sweep.jobs[0]
     path = job.folder / "evaluation-000002-pixels.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "features": "inception"}))
+    assert commands_of(sweep, job) == [] and find_evaluation(sweep, job)["step"] == 2
+    monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.URL_INCEPTION_V3", "https://no.example/w.pth")
+    (copy / "hub/checkpoints").mkdir(parents=True)
+    (copy / "hub/checkpoints/w.pth").touch()
     assert words_of(sweep, job) == ["evaluate.py"] and find_evaluation(sweep, job)["step"] == 2
     content["rows"][0]["features"] = "inception"
     path.write_text(json.dumps({**content, "features": "inception"}))

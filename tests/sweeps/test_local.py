@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import filelock
 import pytest
 
 from options.sweep import SweepOptions
@@ -158,6 +159,51 @@ def test_a_signal_saves_every_training(number, run, tmp_path, capsys):
     out = capsys.readouterr().out
     assert re.search(rf"Stopped by {number.name}\. The same command continues:\n    python ", out)
     assert "failed" not in out
+
+
+@pytest.mark.faults
+def test_a_run_that_another_process_trains_is_waited_for(run, sweep, tmp_path, capsys):
+    """Trainings live on when sweep.py is killed; the same command continues a run when its training has ended."""
+    for job in sweep.jobs[:2]:
+        job.folder.mkdir(parents=True)
+    locks = [filelock.FileLock(job.folder / ".lock") for job in sweep.jobs[:2]]
+    for lock in locks:
+        lock.acquire()
+
+    def make(seed: int) -> list[list[str]]:
+        if seed == 4:
+            for lock in locks:
+                lock.release()
+        return [] if seed == 2 else [[*PYTHON, NOTE, str(tmp_path / f"{seed}.txt"), "0"]]  # run 2 is done then
+
+    assert run(make) == 0
+    assert sorted(path.name for path in tmp_path.glob("*.txt")) == ["1.txt", "3.txt", "4.txt"]
+    out = capsys.readouterr().out
+    assert out.count("try-1 is in use by another process; waiting for it") == 1 and "failed" not in out
+    assert out.index("try, seed 4: started") < out.index("try, seed 1: started")
+
+
+@pytest.mark.faults
+def test_the_output_of_a_process_that_was_left_is_not_mixed_with_ours(run, sweep, tmp_path, capsys):
+    log = sweep.folder / "logs" / "try-1.txt"
+    log.parent.mkdir(parents=True)
+    with open(log, "wb") as left:
+        left.write(b"old" * 100)
+        left.flush()
+        assert run(lambda seed: [[*PYTHON, f"print({seed}, flush=True)"]]) == 0
+        left.write(b"older")
+    assert log.read_text() == "1\n"
+
+
+@pytest.mark.faults
+def test_two_calls_at_the_same_time(run, sweep, capsys):
+    sweep.folder.mkdir(parents=True)
+    with filelock.FileLock(sweep.folder / ".lock"):
+        assert run(lambda seed: [[*PYTHON, "raise"]]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"sweep.py: error: {sweep.folder} is in use by another sweep.py; wait for it, or stop it\n"
+    )
 
 
 @pytest.mark.faults

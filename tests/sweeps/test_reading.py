@@ -57,7 +57,7 @@ def test_cases_have_labels_and_published_numbers(tmp_path):
 
 
 def test_a_file_without_cases_trains_its_base_with_each_seed(tmp_path):
-    sweep = read(tmp_path, f"seeds = [1, 2]\n{HEAD}")
+    sweep = read(tmp_path, f"\ufeffseeds = [1, 2]\n{HEAD}")  # with the BOM that editors on Windows add
     assert [job.folder.name for job in sweep.jobs] == ["try-1", "try-2"]
 
 
@@ -99,6 +99,7 @@ MISTAKES = {
     HEAD + "batchsize = 4": r"\[base\]: the option 'batchsize' of vanilla_gan.py is unknown; did you mean batch_size\?",
     HEAD + "pool_size = 4": r"the option 'pool_size' of vanilla_gan.py is unknown; ",
     HEAD + "seed = 4": r"\[base\]: seed: the sweep itself sets this option; use the list seeds",
+    HEAD + 'data_aug = "basic"\ndata_preprocess = "deluxe"': r"\[base\]: data_preprocess is another name of data_aug; ",
     HEAD + 'name = "x"': r"\[base\]: name: the sweep itself sets",
     HEAD + "lr = [1.0, 2.0]": r"\[base\]: lr: \[1.0, 2.0\] is not a value",
     HEAD + 'lr = "fast"': r"case 'try': argument --lr: invalid float value: 'fast'",
@@ -115,6 +116,7 @@ MISTAKES = {
     GRID + "lr = 0.1": r"\[grid\] lr: 0.1 is not a list of values",
     GRID + "lrr = [0.1]": r"option 'lrr' of vanilla_gan.py is unknown; did you mean lr\?",
     GRID + "lr = [0.1, 0.1]": r"the label 'lr=0.1' is given twice",
+    GRID + 'data_aug = ["basic"]\ndata_preprocess = ["deluxe"]': r"data_preprocess is another name of data_aug; leave",
     GRID + "lr = [[0.1]]": r"lr: \[0.1\] is not a value",
     GRID + "lr = [0.1, -1]": r"case 'lr=-1': --lr: -1.0 is out of range",
     CASE + "[grid]\nlr = [1]": r"\[grid\] and \[\[case\]\]; leave one of them out",
@@ -124,12 +126,20 @@ MISTAKES = {
     CASE + "[[case]]\nlabel = 3": r"\[\[case\]\] number 2: it has no label",
     f"case = 3\n{HEAD}": r"case: it is not a list of tables",
     CASE + "lrr = 0.1": r"\[\[case\]\] 'a': the option 'lrr' .*did you mean lr\?",
+    CASE
+    + 'published = {"FID, X to Y" = 3}': r"published: 'FID, X to Y' is no metric of vanilla_gan.py; use such as 'FID'",
+    CASE.replace("vanilla", "cycle").replace("conv_dim", "g_conv_dim").replace("noise_size = 4\n", "")
+    + "published = {FID = 3}": r"published: 'FID' is no metric of cycle_gan.py; use such as 'FID, X to Y'",
+    CASE + "published = {FID = nan}": r"\[\[case\]\] 'a': published: it is not a table of numbers",
     CASE + 'published = {FID = "x"}': r"\[\[case\]\] 'a': published: it is not a table of numbers",
     HEAD
     + "[evaluate]\nfeature = 3": r"\[evaluate\]: the option 'feature' of evaluate.py is unknown; did you mean features",
     HEAD + "[evaluate]\nnum_images = 1": r"\[evaluate\]: --num_images: 1 is out of range",
     HEAD + '[evaluate]\nfeatures = "incepton"': r"features: the file incepton does not exist; choose",
     HEAD + '[evaluate]\nout = "x"': r"\[evaluate\]: out: the sweep itself sets",
+    HEAD + '[evaluate]\nreference = "no"': r"\[evaluate\]: reference: no does not exist",
+    HEAD + '[evaluate]\ncheckpoint = "bestt"': r"\[evaluate\]: checkpoint: 'bestt' is neither newest, best nor",
+    HEAD + '[evaluate]\ncheckpoint = "best"': r"\[evaluate\]: checkpoint: 'best' needs eval_every in \[base\]",
 }
 
 

@@ -170,11 +170,13 @@ def test_numbers_that_cannot_be_compared_are_not_bold(tmp_path):
 
 @pytest.mark.usefixtures("no_page")
 def test_features_in_place_of_inception_are_shown(tmp_path):
-    """Without Inception's weights evaluate.py uses other features; the sweep measures again, and shows these."""
+    """Without Inception's weights evaluate.py uses other features; the sweep shows these, and says so."""
     sweep = dataclasses.replace(make_sweep(tmp_path, seeds=(1,)), evaluate={})
     finish(sweep, 0, {"Frechet distance": 4.0})
     write_results(sweep)
     assert read_table(sweep.folder / "sweep.md")[1][1] == "4"
+    note = "- The weights of the features inception were missing, so evaluate.py used pixels. "
+    assert note in (sweep.folder / "sweep.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("no_page")

@@ -1,4 +1,4 @@
-"""Two processes compute the same as one, up to rounding; with a mistake in sharing they do not."""
+"""Two processes, or two threads, compute the same as one, up to rounding; with a mistake in sharing they do not."""
 
 import subprocess
 import sys
@@ -6,6 +6,9 @@ import sys
 import pytest
 import torch
 
+import training.steps
+import vanilla_gan
+from system.parts import once
 from tests.conftest import ROOT, FinishedRun, make_domains, make_photos
 from tests.helpers import two_processes
 
@@ -18,9 +21,24 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("processes")
     make_domains(root / "domains")
     make_photos(root / "photos")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     for name in two_processes.CASES:
         assert two_processes.run(f"{name}-one", root) == 0
     assert two_processes.run("vanilla-to_resume", root, "--train_iters=2") == 0
+    torch.set_num_threads(2)
+    for name in two_processes.CASES:
+        assert two_processes.run(f"{name}-threads", root) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.steps, "average_over_parts", lambda gradients: gradients)
+        assert two_processes.run("vanilla-threads_not_averaged", root) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vanilla_gan, "draw_shard", lambda draw, size: once(lambda: draw(2 * size))[:size])
+        assert two_processes.run("vanilla-threads_same_noise", root) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.steps, "local_shard", lambda batch: batch[: len(batch) // 2])
+        assert two_processes.run("vanilla-threads_same_images", root) == 0
+    torch.set_num_threads(threads)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
         [*command, ROOT / "tests" / "helpers" / "two_processes.py", root], capture_output=True, text=True, timeout=200
@@ -60,8 +78,21 @@ def test_two_processes_compute_the_same_as_one(root, name):
         assert a.name == "losses.png" or not a.name.startswith("real") or a.read_bytes() == b.read_bytes()
 
 
-def test_pools_are_the_same(root):
-    pools = [FinishedRun(root / f"cycle-{which}").checkpoint(3)["pools"] for which in ("one", "two")]
+@pytest.mark.parametrize("name", two_processes.CASES)
+def test_two_threads_compute_the_same_as_one(root, name):
+    one, two = FinishedRun(root / f"{name}-one"), FinishedRun(root / f"{name}-threads")
+    assert 0 < difference(root, f"{name}-one", f"{name}-threads") < 2e-5
+    for a, b in zip(one.rows(), two.rows(), strict=True):
+        assert {key: float(value or 0) for key, value in a.items()} == pytest.approx(
+            {key: float(value or 0) for key, value in b.items()}, rel=1e-4
+        )
+    assert "2 threads compute a part of each batch" in two.log and "compute a part" not in one.log
+    assert torch.equal(one.checkpoint(3)["rng"]["cpu"], two.checkpoint(3)["rng"]["cpu"])
+
+
+@pytest.mark.parametrize("other", ["two", "threads"])
+def test_pools_are_the_same(root, other):
+    pools = [FinishedRun(root / f"cycle-{which}").checkpoint(3)["pools"] for which in ("one", other)]
     for domain in ("X", "Y"):
         torch.testing.assert_close(pools[0][domain]["images"], pools[1][domain]["images"], rtol=0, atol=1e-5)
 
@@ -72,5 +103,6 @@ def test_two_processes_continue_a_run_of_one(root):
 
 
 @pytest.mark.parametrize("wrong", ["not_averaged", "same_noise", "same_images"])
-def test_mistakes_are_seen(root, wrong):
-    assert difference(root, "vanilla-one", f"vanilla-{wrong}") > 0.02
+@pytest.mark.parametrize("by", ["", "threads_"])
+def test_mistakes_are_seen(root, by, wrong):
+    assert difference(root, "vanilla-one", f"vanilla-{by}{wrong}") > 0.02
