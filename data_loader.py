@@ -156,7 +156,8 @@ class ImageBatches:
                 self.source.location,
             )
         if self.skipped:
-            LOG.warning("%d of %d images are not readable:", len(self.skipped), self.num_found)
+            names = shorten([printable(name) for name in self.skipped])
+            LOG.warning("%s: %s", _count_unreadable(len(self.skipped), self.num_found), names)
             for name, reason in self.skipped.items():
                 LOG.info("    %s: %s", name, reason)
         if self._multi_frame:
@@ -249,6 +250,10 @@ class ImageBatches:
         return batch.pin_memory() if self.device.type == "cuda" else batch
 
 
+def _count_unreadable(bad: int, total: int) -> str:
+    return f"{bad} of {total} images {'is' if bad == 1 else 'are'} not readable"
+
+
 def load_images(
     options: "VanillaOptions | CycleOptions", device: torch.device, recorded: Mapping[str, dict[str, Any]] | None = None
 ) -> dict[str, ImageBatches]:
@@ -267,8 +272,8 @@ def load_images(
         total = sum(images.num_found for images in data.values())
         names = shorten([f"{printable(name)} ({reason})" for name, reason in skipped.items()], 3)
         raise UserError(
-            f"--strict: {len(skipped)} of {total} images are not readable: {names}. Fix or remove them, or leave out "
-            "--strict to skip them"
+            f"--strict: {_count_unreadable(len(skipped), total)}: {names}. Fix or remove them, or leave out --strict "
+            "to skip them"
         )
     return data
 

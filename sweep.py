@@ -21,23 +21,28 @@ if __name__ == "__main__":
 
 import contextlib
 import shlex
+from collections import Counter
 from pathlib import Path
 
 from sweeps.cluster import run_on_cluster
 from sweeps.grid import Sweep, commands_of, job_state
 from sweeps.local import run_here
-from sweeps.reading import read_sweep
+from sweeps.reading import check_images, read_sweep
 from system.files import require_writable
 from system.program import run_main
 from utils import LOG, printable
 
 
 def show_plan(sweep: Sweep) -> None:
-    """Print the state of each run, and the commands that it still needs."""
-    for job in sweep.jobs:
-        print(printable(f"{job.folder}: {job_state(sweep, job)}"))
+    """Print how many runs have which state, the state of each run, and the commands that it still needs."""
+    states = [job_state(sweep, job) for job in sweep.jobs]
+    counts = ", ".join(f"{count} {state}" for state, count in Counter(states).items())
+    print(f"{len(states)} run{'s' * (len(states) > 1)}: {counts}")
+    for job, state in zip(sweep.jobs, states, strict=True):
+        print(printable(f"{job.folder}: {state}"))
         for command in commands_of(sweep, job):
-            print(printable(f"    {shlex.join(command)}"))
+            words = [word.removeprefix(f"{Path.cwd()}/") for word in command]
+            print(printable(f"    {shlex.join(words)}"))
 
 
 def run(sweep: Sweep, options: SweepOptions) -> int:
@@ -56,6 +61,7 @@ def main(options: SweepOptions) -> int:
     """Run the sweep of the command line; return the exit code."""
     features = {} if options.features is None else {"features": options.features}
     sweep = read_sweep(Path(options.file), Path(options.checkpoint_dir), dict(options.changes or []), features)
+    check_images(sweep)
     if options.dry_run:
         show_plan(sweep)
         return 0

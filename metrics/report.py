@@ -76,7 +76,7 @@ INTERPRETATIONS = {
     "recall": "share of real images that are like generated ones; 1 is best",
     "coverage": "share of real images with a generated image near them; 1 is best",
     "density": "real images around a generated one; about 1: as around a real one",
-    "nearest distance ratio": "near 1: as new as other real images; near 0: copies",
+    "nearest distance ratio": "near 1: as new as real images; near 0: copies; far above 1: unlike all real images",
     "SSIM between": "1 would mean that all images are the same",
     "L1": "of pixels in [0, 1]; 0 is best",
     "SSIM with": "1 is best",

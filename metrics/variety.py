@@ -37,16 +37,17 @@ def describe_variety(rows: Sequence[dict[str, Any]], what: str) -> str:
     by_recall = len(MIN_COVERAGE) - (recall < MIN_RECALL)
     level = LEVELS[min(by_coverage, by_similarity, by_recall)]
 
-    reasons = [f"they cover {coverage:.0%} of the real images (new real images would cover {full:.0%})"]
+    reasons = [(by_coverage, f"they cover {coverage:.0%} of the real images (new real images would cover {full:.0%})")]
     if precision < MIN_PRECISION:
-        reasons.insert(0, f"{precision:.0%} of them are like real images (precision)")
+        reasons.insert(0, (by_coverage, f"{precision:.0%} of them are like real images (precision)"))
     if recall < MIN_RECALL:
-        reasons.append(f"{recall:.0%} of the real images are between them (recall)")
+        reasons.append((by_recall, f"{recall:.0%} of the real images look like one of them (recall)"))
     if similarity > MAX_SIMILARITY[-1]:
         compared = "resemble each other more than real images do"
     elif similarity < -MAX_SIMILARITY[-1]:
         compared = "differ from each other more than real images do"
     else:
         compared = "differ from each other as much as real images do"
-    reasons.append(f"they {compared} (SSIM {ssim:.2f}, real {real_ssim:.2f})")
-    return f"variety of the {what}: {level}; {'; '.join(reasons)}"
+    reasons.append((by_similarity, f"they {compared} (SSIM {ssim:.2f}, real {real_ssim:.2f})"))
+    reasons.sort(key=lambda reason: reason[0])  # first the reason for the level
+    return "; ".join([f"variety of the {what}: {level}", *(words for _, words in reasons)])

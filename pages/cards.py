@@ -1,6 +1,7 @@
 """What the page says about one run: its facts, its command line, and the commands that resume or use the run."""
 
 import shlex
+from pathlib import Path
 
 from pages.curves import mean_scores
 from runs.overview import RunOverview
@@ -35,7 +36,10 @@ def describe_command(run: RunOverview) -> str:
     words = (run.sessions or [{}])[0].get("command")
     if not isinstance(words, list):
         return ""
-    return printable(shlex.join(["python", *(str(word) for word in words[1:])]))
+    script, rest = [str(word) for word in words[1:2]], [str(word) for word in words[2:]]
+    if script and Path(script[0]).name == run.script:  # the program: sweep.py calls it by its absolute path
+        script = [run.script]
+    return printable(shlex.join(["python", *script, *rest]))
 
 
 def commands_for(run: RunOverview) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -143,6 +144,8 @@ def _environment() -> Environment:
     environment.globals["raw"] = lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8"))
     environment.globals["bokeh"] = Markup(Resources(mode="inline", components=["bokeh"]).js_raw[0])
     environment.filters["printable"] = printable
+    # Long arguments break after these characters; <wbr> is not copied. join() escapes the parts.
+    environment.filters["breakable"] = lambda word: Markup("<wbr>").join(re.split("(?<=[=/,])", word))
     return environment
 
 

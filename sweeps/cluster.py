@@ -91,7 +91,9 @@ def read_queue() -> set[str]:
     except FileNotFoundError:
         raise UserError("--slurm: squeue is not installed; call sweep.py on a login node of the cluster") from None
     except subprocess.CalledProcessError as error:
-        raise UserError(f"--slurm: squeue failed: {' '.join(error.stderr.split())}; try again later") from None
+        reason = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]  # the others repeat it
+        remedy = "call sweep.py on a login node of the cluster, or try again later"
+        raise UserError(f"--slurm: squeue failed: {reason}; {remedy}") from None
     return set(found.stdout.split())
 
 

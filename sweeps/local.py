@@ -56,7 +56,11 @@ def share_machine(jobs: int, gpus: list[str]) -> list[dict[str, str]]:
 
 
 class RunningJob:
-    """A job that runs now: its commands one after the other, with their output in one file."""
+    """A job that runs now: its commands one after the other, with their output in one file.
+
+    Attributes:
+        is_measuring: whether the command that runs now is evaluate.py.
+    """
 
     def __init__(self, job: Job, commands: list[list[str]], share: dict[str, str], log: Path):
         self.job, self.share, self.log = job, share, log
@@ -67,9 +71,12 @@ class RunningJob:
         self._start()
 
     def _start(self) -> None:
+        command = self._commands.pop(0)
+        self.is_measuring = Path(command[1]).name == "evaluate.py"
+        LOG.info("%s: %s %s", describe(self.job), "measuring" if self.is_measuring else "started in", self.job.folder)
         # A session of its own: Ctrl-C on the terminal reaches this program only, which then asks each training to stop.
         self._process = Popen(
-            self._commands.pop(0), stdin=DEVNULL, stdout=self._file, stderr=STDOUT,
+            command, stdin=DEVNULL, stdout=self._file, stderr=STDOUT,
             env={**os.environ, **self.share}, start_new_session=True,
         )  # fmt: skip
 
@@ -137,7 +144,6 @@ class Queue:
             self.waiting.remove(job)
             commands = commands_of(self.sweep, job)
             if commands:  # the other process may have finished the job
-                LOG.info("%s: started in %s", describe(job), job.folder)
                 log = self.logs / f"{job.folder.name}.txt"
                 self.running.append(RunningJob(job, commands, self.free.pop(0), log))
 
@@ -207,11 +213,16 @@ def _work(queue: Queue) -> int:
     """Work through the queue; return the number of the signal that stopped it, 0 if none did."""
     done, total = progress_of(queue.sweep, queue.sweep.jobs)
     is_stopping, looked = False, time.monotonic()
+    before = looked
     with StopSignals() as stop, ProgressBar(None, "sweep", "it", total, initial=done) as bar:
         try:
             queue.start()
             while queue.running or queue.waiting:
                 time.sleep(POLL_SECONDS)
+                now = time.monotonic()
+                if queue.running and all(one.is_measuring for one in queue.running):
+                    bar.last_print_t += now - before  # the speed is that of the trainings
+                before = now
                 if stop.received and not is_stopping:
                     is_stopping = True
                     LOG.info("Stopping; each training saves a checkpoint (Ctrl-C again ends them at once)")

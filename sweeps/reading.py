@@ -1,5 +1,6 @@
 """Reads the TOML file of a sweep, and checks every command line of the sweep before the first training."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -45,19 +46,56 @@ def read_sweep(
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows add a BOM
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: it is not TOML: {error}; texts need quotes, true and false are lower case") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"it is not TOML: {error}"
         raise UserError(f"{path}: {reason}; give a file such as sweeps/leo-dcgan.toml") from None
     try:
         sweep = _make_sweep(content, path, checkpoint_dir, changes or {}, evaluate or {})
         for job in sweep.jobs:
-            parse_job(sweep, job)
+            _check_options(sweep, job, changes or {})
         _check_evaluation(sweep)
     except ValueError as error:
-        raise UserError(f"{printable(str(path))}: {error}") from None
+        place = "" if str(error).startswith("--set: ") else f"{printable(str(path))}: "
+        raise UserError(f"{place}{error}") from None
     for job in sweep.jobs:
         _refuse_other_options(sweep, job)
     return sweep
+
+
+def check_images(sweep: Sweep) -> None:
+    """Raise UserError if the images of a run that is missing cannot be found. Nothing is written."""
+    asked = [parse_job(sweep, job) for job in sweep.jobs if is_missing(job.folder)]
+    names = ("data", "X", "Y", "ext", "test_split")
+    different = {tuple(getattr(options, name, None) for name in names): options for options in asked}
+    for (*folders, _, _), options in different.items():
+        if any(folder is not None for folder in folders):  # without a folder: the toy cats, which the training draws
+            from sources.domains import find_domains  # torch takes seconds to import
+
+            try:
+                find_domains(options)  # type: ignore[arg-type]
+            except UserError as error:
+                remedy = "" if options.explicit & {*names} else "; or use --set data=FOLDER"
+                raise UserError(str(error).removeprefix("--") + remedy) from None  # a file has no dashes
+
+
+def _check_options(sweep: Sweep, job: Job, changes: Mapping[str, Any]) -> None:
+    """Raise ValueError for a wrong option of a job: with the place where it stands."""
+    try:
+        parse_job(sweep, job)
+    except ValueError as error:
+        message, case = str(error), f"case {job.case.label!r}: "
+        found = re.match(r"(?:argument )?(?:--)?(\w+)", message.removeprefix(case))
+        name = found[1] if found else ""
+        if name not in sweep.base:
+            raise
+        try:
+            parse_job(sweep, dataclasses.replace(job, case=Case(label=job.case.label)))
+        except ValueError:  # the options of the case do not matter
+            place = "--set" if name in _canonical(changes, sweep.script) else "[base]"
+            raise ValueError(f"{place}: {message.removeprefix(case)}") from None
+        raise
 
 
 def _check_evaluation(sweep: Sweep) -> None:
@@ -80,26 +118,29 @@ def _make_sweep(
     """Return the sweep of a TOML file's content. Raises ValueError for a mistake outside the options' own values."""
     for key in content:
         if key not in _KEYS:
-            raise ValueError(f"the key {key!r} is unknown; {suggest(key, _KEYS)}the keys are {', '.join(_KEYS)}")
+            is_option = any(key in {one.name for one in option_fields(cls)} - _SET_BY_SWEEP for cls in SCRIPTS.values())
+            hint = "options belong under [base]; " if is_option else suggest(key, _KEYS)
+            raise ValueError(f"the key {key!r} is unknown; {hint}the keys are {', '.join(_KEYS)}")
     if "script" not in content:
         raise ValueError(f"script: missing; add a line such as script = {next(iter(SCRIPTS))!r}")
     script = content["script"]
     if script not in [*SCRIPTS]:  # it may be any type
-        raise ValueError(f"script: {script!r} is unknown; choose from {', '.join(SCRIPTS)}")
+        raise ValueError(f"script: {_show(script)} is unknown; choose from {', '.join(SCRIPTS)}")
     name = content.get("name", path.stem)
     if not isinstance(name, str):
-        raise ValueError(f"name: {name!r} is not a text; write it in quotation marks")
+        raise ValueError(f"name: {_show(name)} is not a text; write it in quotation marks")
     SCRIPTS[script](name=name).check()
     seeds = content.get("seeds", [DEFAULT_SEED])
     if not isinstance(seeds, list) or not seeds or any(type(seed) is not int for seed in seeds):
-        raise ValueError(f"seeds: {seeds!r} is not a list of whole numbers; write one such as [11, 12]")
+        raise ValueError(f"seeds: {_show(seeds)} is not a list of whole numbers; write one such as [11, 12]")
     if len(set(seeds)) < len(seeds):
         raise ValueError("seeds: a seed is given twice; give each once")
 
     tables = {key: content.get(key, {}) for key in ("base", "grid", "evaluate", "slurm")}
     for key, table in tables.items():
         if not isinstance(table, dict):
-            raise ValueError(f"{key}: {table!r} is not a table; write [{key}], and a line for each option below it")
+            remedy = f"write [{key}], and a line for each option below it"
+            raise ValueError(f"{key}: {_show(table)} is not a table; {remedy}")
     changed = _read_options(changes, script, "--set")
     base = merge(_read_options(tables["base"], script, "[base]"), changed)
     cases = _read_cases(content, tables["grid"], script, name)
@@ -132,7 +173,7 @@ def _read_cases(content: dict[str, Any], grid: dict[str, Any], script: str, name
         values = _canonical(grid, script)
         for option, choices in values.items():
             if not isinstance(choices, list) or not choices:
-                raise ValueError(f"[grid] {option}: {choices!r} is not a list of values; write one such as [1, 2]")
+                raise ValueError(f"[grid] {option}: {_show(choices)} is not a list of values; write one such as [1, 2]")
         if not values:
             raise ValueError("[grid] is empty; add a line such as lr = [0.0002, 0.0005]")
         combinations = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
@@ -168,10 +209,16 @@ def _read_case(table: dict[str, Any], number: int, script: str) -> Case:
     return Case(label=label, options=_read_options(options, script, f"[[case]] {label!r}"), published=dict(published))
 
 
+def _show(value: Any) -> str:
+    """Return a value as messages show it: true and false as in a TOML file."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_show, value))}]"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
 def _describe(options: Mapping[str, Any]) -> str:
     """Return the label of a combination of values, such as "lr=0.001, norm=batch"."""
-    return ", ".join(f"{name}={str(value).lower() if isinstance(value, bool) else value}"
-                     for name, value in options.items())  # fmt: skip
+    return ", ".join(f"{name}={value if isinstance(value, str) else _show(value)}" for name, value in options.items())
 
 
 def _folder_name(label: str) -> str:
@@ -209,7 +256,9 @@ def _read_options(options: Mapping[str, Any], script: str, where: str) -> dict[s
             remedy = "use the list seeds" if name == "seed" else "leave it out"
             raise ValueError(f"{where}: {name}: the sweep itself sets this option; {remedy}")
         if not isinstance(value, bool | int | float | str):
-            raise ValueError(f"{where}: {name}: {value!r} is not a value; use a text, a number, true or false")
+            remedy = "use a text, a number, true or false"
+            remedy += "; a list belongs in [grid]" * (where == "[base]" and isinstance(value, list))
+            raise ValueError(f"{where}: {name}: {_show(value)} is not a value; {remedy}")
     return dict(options)
 
 
@@ -235,7 +284,7 @@ def _refuse_other_options(sweep: Sweep, job: Job) -> None:
     for one in option_fields(type(asked)):
         before, now = getattr(saved, one.name), getattr(asked, one.name)
         if before != now and not one.metadata["resumable"]:
-            raise UserError(f"{one.name}: {folder} has {before!r}, the sweep says {now!r}; {remedy}")
+            raise UserError(f"{one.name}: {folder} has {_show(before)}, the sweep says {_show(now)}; {remedy}")
     step, total = read_iterations(folder, asked)
     if total is not None and step > total:
         raise UserError(f"{folder} has {step} iterations, the sweep says {total}; use at least {step}, or {remedy}")

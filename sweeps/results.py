@@ -63,6 +63,8 @@ def summarize(sweep: Sweep, measured: list[Measured], comparisons: list[Comparis
         about += " Each number is the mean ± the sample standard deviation over the seeds."
     tables = [_make_table(sweep, one, steps if len(different) > 1 else {}) for one in comparisons]
     notes = []
+    if len(sweep.seeds) > 1 and any(comparison.numbers for comparison in comparisons):
+        notes.append("A difference that is smaller than the deviations may be chance.")
     for state, words in STATES.items():
         of_case: dict[str, list[int]] = {}
         for one in measured:
@@ -182,6 +184,11 @@ def to_lines(summary: Summary, width: int) -> list[str]:
 # The numbers of single runs
 
 
+def _off_as_word(value: Any) -> Any:
+    """Return an option's value, or a word if it is off: pandas takes an empty cell for missing and drops its row."""
+    return "false" if value == "" else "none" if value is None else value
+
+
 def _to_csv(measured: list[Measured], runs: list[Shown]) -> str:
     """Return a row for each run and metric, with the options in which the runs differ."""
     options = [name for name, _ in compare_options(runs)[0] if name != "seed"] if runs else []
@@ -193,7 +200,8 @@ def _to_csv(measured: list[Measured], runs: list[Shown]) -> str:
         for row in one.rows:
             about = {name: row[name] for name in fixed[3:]}
             about |= {"case": one.job.case.label, "seed": one.job.seed, "iterations": one.step}
-            rows.append({**about, **{column: of_run[one.job.folder].get(name) for name, column in names.items()}})
+            own = of_run[one.job.folder]
+            rows.append(about | {column: _off_as_word(own[name]) for name, column in names.items() if name in own})
     return to_csv((*fixed, *names.values()), rows, header=True)
 
 

@@ -145,6 +145,8 @@ def require_writable(folder: Path, flag: str) -> None:
 
 def check_new_file(path: Path, endings: Iterable[str], overwrite: bool, flag: str = "--out") -> None:
     """Raise UserError unless the file can be written: its extension, its folder, and nothing would be lost."""
+    if not path.suffix:
+        raise UserError(f"{flag}: {path} needs one of the endings {', '.join(endings)}")
     if path.suffix.lower() not in endings:
         raise UserError(f"{flag}: {path} has an extension that cannot be written; use one of {', '.join(endings)}")
     if path.is_dir():

@@ -10,7 +10,7 @@ from options.command_line import parse_command
 from options.sweep import SweepOptions
 from sweeps import local
 from system.program import run_main
-from tests.conftest import TINY, FinishedRun
+from tests.conftest import ROOT, TINY, FinishedRun
 from tests.helpers.commands_here import ProcessHere
 from tests.sweeps.test_reading import write
 
@@ -47,12 +47,17 @@ def file_of(script: str, folder: Path, images: Path, norms: str = '"none", "batc
     return [str(write(folder, text)), *tiny, *place]
 
 
-def test_a_sweep_to_its_end_and_again(photos, tmp_path, started, capsys):
+def test_a_sweep_to_its_end_and_again(photos, tmp_path, started, monkeypatch, capsys):
     arguments = file_of("vanilla_gan.py", tmp_path, photos)
+    monkeypatch.chdir(tmp_path)
     assert run(*arguments, "--dry_run") == 0
     out = capsys.readouterr().out
-    assert out.count(": missing\n") == 2 and out.count("vanilla_gan.py") == 2 and out.count("evaluate.py") == 2
+    assert out.startswith("2 runs: 2 missing\n") and out.count(": missing\n") == 2
+    assert out.count(f" {ROOT}/vanilla_gan.py --") == 2 and out.count(f" {ROOT}/evaluate.py ") == 2
     assert started == [] and not (tmp_path / "runs").exists()
+    monkeypatch.chdir(ROOT)
+    assert run(*arguments, "--dry_run") == 0
+    assert capsys.readouterr().out.count(" vanilla_gan.py --") == 2
 
     assert run(*arguments) == 0
     assert [command[0] for command in started] == ["vanilla_gan.py", "evaluate.py"] * 2
@@ -61,6 +66,11 @@ def test_a_sweep_to_its_end_and_again(photos, tmp_path, started, capsys):
     table = (tmp_path / "runs" / "try" / "sweep.md").read_text()
     assert "norm=none" in table and "norm=batch" in table
     capsys.readouterr()
+
+    arguments = file_of("vanilla_gan.py", tmp_path, photos, '"none", "batch", "instance"')
+    assert run(*arguments, "--dry_run") == 0
+    assert capsys.readouterr().out.startswith("3 runs: 2 done, 1 missing\n")
+    arguments = file_of("vanilla_gan.py", tmp_path, photos)
 
     # The same command has nothing to do.
     assert run(*arguments, "--json") == 0
@@ -76,11 +86,13 @@ def test_a_sweep_of_cyclegans(domains, tmp_path, started):
 
 @pytest.mark.faults
 def test_a_setting_that_fails_leaves_the_others(photos, tmp_path, started, capsys):
-    arguments = file_of("vanilla_gan.py", tmp_path, photos)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"no image")
+    arguments = file_of("vanilla_gan.py", tmp_path, tmp_path / "broken")
     folder = tmp_path / "runs" / "try"
-    assert run(*arguments, "--set=data=no/such/folder") == 1
+    assert run(*arguments) == 1
     out = capsys.readouterr().out
-    message = "failed: vanilla_gan.py: error: --data: there is no folder no/such/folder"
+    message = "failed: vanilla_gan.py: error: --data: "
     assert out.count(message) == 2 and f"see {folder / 'logs'}" in out
     assert len(started) == 2 and "norm=none" in (folder / "sweep.md").read_text()
 
@@ -90,8 +102,10 @@ def test_a_setting_that_fails_leaves_the_others(photos, tmp_path, started, capsy
     [
         (["no.toml"], "error: no.toml: No such file or directory; give a file such as sweeps/leo-dcgan.toml"),
         (["try.toml", "--set=lr"], "argument --set: 'lr' is not OPTION=VALUE"),
-        (["try.toml", "--set=lr=x"], "error: try.toml: case 'norm=none': argument --lr: invalid float value: 'x'"),
-        (["try.toml", "--set=lrr=1"], "error: try.toml: --set: the option 'lrr' of vanilla_gan.py is unknown; did you"),
+        (["try.toml", "--set=lr=x"], "error: --set: argument --lr: invalid float value: 'x'"),
+        (["try.toml", "--set=lrr=1"], "error: --set: the option 'lrr' of vanilla_gan.py is unknown; did you"),
+        (["try.toml", "--set=data=no/such"], "error: data: there is no folder no/such, nor "),
+        (["try.toml", "--set=data=no/such", "--dry_run"], "error: data: there is no folder no/such, nor "),
         (["try.toml", "--json", "--dry_run"], "error: --json: does nothing with --dry_run; leave one of them out"),
         (["try.toml", "--jobs=0"], "error: --jobs: 0 is out of range; use a number at least 1"),
         (["try.toml", "--checkpoint_dir=try.toml/x"], "error: --checkpoint_dir: "),

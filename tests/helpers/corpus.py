@@ -422,7 +422,8 @@ def find_problems(folder: Path, expected: Expected) -> list[str]:
             found.append(f"reasons: {reasons}")
         lines = reported(images)
         text = "\n".join(lines)
-        counted = f"Warning: {len(expected.skipped)} of {len(expected.skipped) + len(expected.used)} images are not"
+        bad = len(expected.skipped)
+        counted = f"Warning: {bad} of {bad + len(expected.used)} images {'is' if bad == 1 else 'are'} not readable: "
         if (counted in text) != bool(expected.skipped) or not re.search(expected.line, text, re.MULTILINE):
             found.append(f"lines: {lines}")
         if len(lines) != 1 + (1 + len(expected.skipped)) * bool(expected.skipped) + bool(expected.line):

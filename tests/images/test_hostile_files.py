@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import functional as TF
 
 import generate
 import images.decoding
 import vanilla_gan
 from data_loader import load_images
 from generation.translation import resize_shorter
-from images.decoding import MAX_PIXELS, TF, crop_extreme_aspect_ratio, decode, describe_error, open_image
+from images.decoding import MAX_PIXELS, crop_extreme_aspect_ratio, decode, describe_error, open_image
 from images.files import read_image
 from metrics.evaluation import load_real_images
 from metrics.folders import read_folder
@@ -107,8 +108,10 @@ def test_the_limit_is_checked_before_decoding(tmp_path, monkeypatch):
 def test_long_images_cost_little(tmp_path, monkeypatch):
     """Only the middle of a long image is resized, and it is the exact middle."""
     sizes = []
-    right = TF.resize
-    monkeypatch.setattr(TF, "resize", lambda image, *rest: sizes.append(image.size) or right(image, *rest))
+    right = images.decoding.resize_to_square
+    monkeypatch.setattr(
+        images.decoding, "resize_to_square", lambda image, size: sizes.append(image.size) or right(image, size)
+    )
     for width, height in ((1, 10_000), (10_000, 1), (3, 9_999), (7, 1_000_000)):
         pixels = np.zeros((height, width, 3), np.uint8)
         pixels[:] = [0, 0, 255]
@@ -301,9 +304,10 @@ def test_training_on_all_kinds(everything, tmp_path, capsys):
         assert train(*flags, f"--name={name}", f"--cache_gb={cache_gb}") == 0
         assert capsys.readouterr().err == ""
         run = FinishedRun(tmp_path / name)
-        counted = f"Warning: {len(skipped)} of {len(used) + len(skipped)} images are not readable:\n"
+        counted = f"Warning: {len(skipped)} of {len(used) + len(skipped)} images are not readable: "
         assert run.log.startswith(f"{len(used)} images from {folder}, 32x32, ") and counted in run.log
-        assert run.log.partition(counted)[2].split("\n")[: len(skipped)] == [
+        first, *lines = run.log.partition(counted)[2].split("\n")
+        assert first.endswith(f", and {len(skipped) - 5} more") and lines[: len(skipped)] == [
             line for line in run.log.split("\n") if line.startswith("    images/")
         ]
         assert "\x1b" not in run.log and "9 images have several frames" in run.log
@@ -327,9 +331,9 @@ def test_strict_refuses_unreadable_images(script, photos, domains, tmp_path, cap
     capsys.readouterr()
     assert train(*flags, "--name=bad", script=script) == 2
     out, err = capsys.readouterr()
-    counted = "1 of 11" if script == "vanilla_gan.py" else "2 of 23"
+    counted = "1 of 11 images is" if script == "vanilla_gan.py" else "2 of 23 images are"
     name = r"photos/a\nb.png" if script == "vanilla_gan.py" else "testA/1.png"
-    assert out == "" and err.count("\n") == 1 and f"{script}: error: --strict: {counted} images are not readable" in err
+    assert out == "" and err.count("\n") == 1 and f"{script}: error: --strict: {counted} not readable" in err
     assert err.count("(not an image, or a format") == len(bad), "each is named"
     assert f"{name} (not an image, or" in err and "leave out --strict" in err and snapshot(tmp_path) == before
     assert train(*flags, "--name=bad", "--no-strict", script=script) == 0

@@ -35,7 +35,7 @@ def describe(generated: torch.Tensor, reference: torch.Tensor = REAL) -> str:
         ("new images", torch.cat([photos(15, 200), photos(15, 300, kind=1)]), "high", ["as much as real images"]),
         ("one of two kinds", photos(30, 200), "medium", ["cover 5"]),
         ("one image", REAL[:1].repeat(30, 1, 1, 1), "very low", ["resemble each other more than", "(SSIM 1.00, real "]),
-        ("other images", 255 - REAL // 4, "very low", ["0% of them", "cover 0% of", "0% of the real images are"]),
+        ("other images", 255 - REAL // 4, "very low", ["0% of them", "cover 0% of", "0% of the real images look like"]),
     ],
 )
 def test_words(name, generated, level, words):
@@ -45,19 +45,28 @@ def test_words(name, generated, level, words):
     assert ("are like real images" in line) == (name == "other images")
 
 
-def test_each_number_can_lower_the_level():
-    """Of two hundred samples against as many real images."""
+def describe_numbers(coverage: float, recall: float, ssim: float) -> str:
+    """Return the line for two hundred samples against as many real images."""
+    values = {"coverage": coverage, "precision": 1, "recall": recall}
+    values |= {"SSIM between images": ssim, "SSIM between real images": 0.2}
+    rows = [{"metric": key, "value": value, "generated": 200, "reference": 200} for key, value in values.items()]
+    return describe_variety(rows, "x")
 
-    def level(coverage: float, recall: float, ssim: float) -> str:
-        values = {"coverage": coverage, "precision": 1, "recall": recall}
-        values |= {"SSIM between images": ssim, "SSIM between real images": 0.2}
-        rows = [{"metric": key, "value": value, "generated": 200, "reference": 200} for key, value in values.items()]
-        return re.match("variety of the x: (.+?);", describe_variety(rows, "x"))[1]
+
+def test_each_number_can_lower_the_level():
+    def level(*numbers: float) -> str:
+        return re.match("variety of the x: (.+?);", describe_numbers(*numbers))[1]
 
     assert level(0.95, 0.8, 0.2) == level(0.83, 0.1, 0.26) == level(0.95, 0.8, 0.0) == "high"
     assert level(0.62, 0.8, 0.2) == level(0.95, 0.06, 0.2) == level(0.95, 0.8, 0.31) == "medium"
     assert level(0.23, 0.8, 0.2) == level(0.95, 0.8, 0.6) == "low"
     assert level(0.05, 0.8, 0.2) == level(0.95, 0.8, 0.9) == "very low"
+
+
+def test_the_reason_for_the_level_comes_first():
+    assert "low; they resemble each other more than real images do" in describe_numbers(0.95, 0.8, 0.6)
+    assert "medium; 1% of the real images look like one of them (recall)" in describe_numbers(0.95, 0.01, 0.2)
+    assert "very low; they cover 1% of the real images" in describe_numbers(0.01, 0.01, 0.6)
 
 
 def test_few_samples_are_not_expected_to_cover_all_kinds():

@@ -28,7 +28,8 @@ def page_file(tmp_path_factory):
         write_metrics(folder, 100, value + 1, "training")
         write_metrics(folder, 200, value, "training")
     path = root / "report.html"
-    wide = SummaryTable("Samples", HOSTILE, ["setting", *"abcdefghij"], [[Cell(HOSTILE), *[Cell("1234567 ± 89")] * 10]])
+    columns = ["setting", "a ↓", *"bcdefghij"]
+    wide = SummaryTable("Samples", HOSTILE, columns, [[Cell(HOSTILE), *[Cell("1234567 ± 89")] * 10]])
     picture = folders[0] / "samples" / "sample-000000.png"
     summary = Summary("4 runs", HOSTILE, [wide], [HOSTILE], picture)
     path.write_text(make_page(*read_runs(folders), PictureEncoder(), summary), encoding="utf-8")
@@ -213,6 +214,20 @@ def test_themes(open_page):
 def test_nothing_is_wider_than_the_screen(width, open_page):
     page = open_page(viewport={"width": width, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_headings_and_cards_use_the_space(open_page):
+    """The arrow of a heading stays with its last word, also in the tables of a sweep. A single card fills its row."""
+    page = open_page(viewport={"width": 1200, "height": 800})
+    headings = page.locator("thead th").evaluate_all("all => all.map((one) => one.textContent)")
+    arrows = [text for text in headings if "↓" in text or "↑" in text]
+    assert any(text.startswith("a\u00a0") for text in arrows) and len(arrows) > 2
+    assert not [text for text in arrows if " ↓" in text or " ↑" in text]
+    alone = page.locator(".cards").last
+    assert alone.locator(".card").count() == 1
+    assert alone.locator(".card").bounding_box()["width"] == alone.bounding_box()["width"]
+    buttons = page.locator("thead button").evaluate_all("all => all.map((one) => one.scrollWidth - one.clientWidth)")
+    assert max(buttons) == 0, "no heading is wider than its column"
 
 
 def test_a_finger_on_a_chart_scrolls_a_telephone(open_page):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pages.cards import commands_for
+from pages.cards import commands_for, describe_command
 from pages.pictures import PictureEncoder
 from pages.report import make_page, read_runs
 from runs.overview import read_overview
@@ -176,3 +176,16 @@ def test_commands(end, options, what, tmp_path):
     assert commands.items() >= {name: text.format(quoted) for name, text in what.items()}.items()
     (folder / "best.pt").write_bytes(b"")
     assert commands_for(read_overview(folder))["Measure"] == f"python evaluate.py {quoted} --checkpoint best"
+
+
+def test_the_command_line_on_a_card(tmp_path):
+    """The script has no folder, as a sweep starts it by its absolute path; long arguments may break after / = and ,"""
+    folder = write_run(tmp_path / "run")
+    session = json.loads((folder / "environment.json").read_text())[0]
+    for script, shown in (("/a/b/vanilla_gan.py", "vanilla_gan.py"), ("/a/other.py", "/a/other.py")):
+        session["command"] = ["/bin/python", script, "--data=/c/d", "--use_diffaug=color,<b>"]
+        (folder / "environment.json").write_text(json.dumps([session]))
+        assert describe_command(read_overview(folder)).startswith(f"python {shown} --data=/c/d ")
+    source = Page(folder).source
+    assert "<span>--data=<wbr>/<wbr>c/<wbr>d</span>" in source
+    assert "<span>&#39;--use_diffaug=<wbr>color,<wbr>&lt;b&gt;&#39;</span>" in source

@@ -532,7 +532,7 @@ def test_a_picture_that_cannot_be_written_is_one_line(run, photos, monkeypatch):
             ["photos", "-o", "preview.jpg"],
             "--out: preview.jpg has an extension that cannot be written; use one of .png",
         ),
-        (["photos", "-o", "empty"], "--out: empty has an extension"),
+        (["photos", "-o", "empty"], "--out: empty needs one of the endings .png"),
         (["photos", "--fix", "new", "-o", "new/p.png"], "--out: new/p.png lies in the folder of --fix"),
         (["records/a.tfrec", "-o", "records/p.png"], "--out: records/p.png lies in the folder of the images"),
         (["photos", "--image_size", "5"], "--image_size: 5 is out of range"),

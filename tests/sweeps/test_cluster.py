@@ -202,7 +202,7 @@ def test_a_wrong_table_is_one_line(table, sbatch, message, make, slurm, states, 
 
 
 def test_without_slurm_or_submitit_there_is_one_line(make, slurm, states, monkeypatch, capsys):
-    slurm.set("squeue", "echo 'slurm_load_jobs error: Unable to contact' >&2; exit 1")
+    slurm.set("squeue", "echo 'error: DNS SRV\nslurm_load_jobs error: Unable to contact' >&2; exit 1")
     assert run(make()) == 2
     (slurm.folder / "squeue").unlink()
     monkeypatch.setenv("PATH", str(slurm.folder))
@@ -211,7 +211,8 @@ def test_without_slurm_or_submitit_there_is_one_line(make, slurm, states, monkey
     monkeypatch.setitem(sys.modules, "submitit", None)
     assert run(make()) == 2
     contact, installed, package = capsys.readouterr().err.splitlines()
-    assert "squeue failed: slurm_load_jobs error: Unable to contact; try again later" in contact
+    remedy = "call sweep.py on a login node of the cluster, or try again later"
+    assert f"squeue failed: slurm_load_jobs error: Unable to contact; {remedy}" in contact
     assert "squeue is not installed; call sweep.py on a login node" in installed
     assert "--slurm needs submitit; pip install -r requirements-cluster.txt" in package
 

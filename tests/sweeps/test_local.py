@@ -119,6 +119,25 @@ def test_several_gpus_train_several_runs(run, tmp_path, monkeypatch):
     assert sorted(row[3] for row in rows) == ["4", "4", "6", "6"] and most_at_a_time(rows) == 2
 
 
+def test_measuring_is_told_and_is_not_in_the_speed(run, tmp_path, monkeypatch, capsys):
+    """A run of this sweep is trained in no time, then measured; the others are measured only."""
+    bars = []
+
+    class Bar(local.ProgressBar):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            bars.append(self)
+
+    monkeypatch.setattr(local, "ProgressBar", Bar)
+    measure = [sys.executable, str(tmp_path / "evaluate.py")]
+    Path(measure[1]).write_text("import time; time.sleep(0.1)")
+    assert run(lambda seed: [[*PYTHON, ""], measure] if seed == 1 else [measure]) == 0
+    out = capsys.readouterr().out
+    assert out.count("started in") == 1 and out.count(": measuring ") == 4
+    assert out.index("try, seed 1: started in ") < out.index("try, seed 1: measuring ")
+    assert bars[0].last_print_t - bars[0].start_t > 0.3
+
+
 @pytest.mark.faults
 def test_a_job_that_fails_is_told_and_the_others_continue(run, tmp_path, capsys):
     failing = "import sys; print('a', flush=True); sys.stderr.write('vanilla_gan.py: error: no images\\n'); sys.exit(2)"

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from options.training import CycleOptions, VanillaOptions
+from sources.domains import find_domains
 from sweeps.grid import Sweep, commands_of, parse_job
-from sweeps.reading import read_sweep
+from sweeps.reading import check_images, read_sweep
 from tests.conftest import ROOT, TINY, train
 from utils import UserError
 
@@ -83,16 +84,17 @@ def test_options_of_the_command_line_replace_those_of_the_file(tmp_path):
 
 GRID, CASE = HEAD + "[grid]\n", HEAD + '[[case]]\nlabel = "a"\n'
 MISTAKES = {
-    "= 1": r"is not TOML: .*; give a file such as",
+    "= 1": r"it is not TOML: .*; texts need quotes, true and false are lower case",
     "": r"script: missing",
     'script = "train.py"': r"script: 'train.py' is unknown; choose from vanilla_gan.py, cycle_gan.py",
     "script = [1]": r"script: \[1\] is unknown",
     HEAD.replace("[base]", "seed = 1\n[base]"): r"key 'seed' is unknown; did you mean seeds\?",
+    HEAD.replace("[base]", 'data = "x"\n[base]'): r"the key 'data' is unknown; options belong under \[base\]; the keys",
     f"name = 3\n{HEAD}": r"name: 3 is not a text",
     f'name = "../x"\n{HEAD}': r"--name: '../x' is not a valid run name",
     f"seeds = []\n{HEAD}": r"seeds: \[\] is not a list of whole numbers",
     f"seeds = [1.5]\n{HEAD}": r"seeds: \[1.5\]",
-    f"seeds = [true]\n{HEAD}": r"seeds: \[True\]",
+    f"seeds = [true]\n{HEAD}": r"seeds: \[true\]",
     f"seeds = [1, 1]\n{HEAD}": r"a seed is given twice",
     f"seeds = [-1]\n{HEAD}": r"--seed: -1 is out of range",
     f"grid = 3\n{HEAD}": r"grid: 3 is not a table",
@@ -101,9 +103,12 @@ MISTAKES = {
     HEAD + "seed = 4": r"\[base\]: seed: the sweep itself sets this option; use the list seeds",
     HEAD + 'data_aug = "basic"\ndata_preprocess = "deluxe"': r"\[base\]: data_preprocess is another name of data_aug; ",
     HEAD + 'name = "x"': r"\[base\]: name: the sweep itself sets",
-    HEAD + "lr = [1.0, 2.0]": r"\[base\]: lr: \[1.0, 2.0\] is not a value",
-    HEAD + 'lr = "fast"': r"case 'try': argument --lr: invalid float value: 'fast'",
-    HEAD + "lr = -1.0": r"--lr: -1.0 is out of range",
+    HEAD + "lr = [1.0, 2.0]": r"\[base\]: lr: \[1.0, 2.0\] is not a value; .*; a list belongs in \[grid\]$",
+    HEAD + 'lr = "fast"': r"\[base\]: argument --lr: invalid float value: 'fast'",
+    HEAD + "lr = -1.0": r"\[base\]: --lr: -1.0 is out of range",
+    HEAD + "use_diffaug = False": r"it is not TOML: .*; texts need quotes, true and false are lower case",
+    HEAD + "use_diffaug = [false, true]": r"use_diffaug: \[false, true\] is not a value",
+    HEAD + "penalty_every = 2\nr1_gamma = 1\n[[case]]\nlabel = 'a'\nr1_gamma = 0": r"case 'a': --penalty_every",
     HEAD + "lr = nan": r"--lr: nan is not a finite number",
     HEAD + "lr = true": r"argument --lr: expected one argument",
     HEAD + 'spectral_norm = "yes"': r"--spectral_norm",
@@ -114,6 +119,7 @@ MISTAKES = {
     GRID: r"\[grid\] is empty",
     GRID + "lr = []": r"\[grid\] lr: \[\] is not a list of values",
     GRID + "lr = 0.1": r"\[grid\] lr: 0.1 is not a list of values",
+    GRID + "spectral_norm = true": r"\[grid\] spectral_norm: true is not a list of values",
     GRID + "lrr = [0.1]": r"option 'lrr' of vanilla_gan.py is unknown; did you mean lr\?",
     GRID + "lr = [0.1, 0.1]": r"the label 'lr=0.1' is given twice",
     GRID + 'data_aug = ["basic"]\ndata_preprocess = ["deluxe"]': r"data_preprocess is another name of data_aug; leave",
@@ -164,8 +170,33 @@ def test_an_option_that_differs_between_settings_cannot_be_set(tmp_path):
         read(tmp_path, GRID + "lr = [0.1, 0.2]", {"lr": 0.3})
     with pytest.raises(UserError, match=r"--set: train_iters is overridden by the case 'a'"):
         read(tmp_path, CASE + "num_epochs = 3", {"train_iters": 5})  # --num_epochs of the case replaces the length
-    with pytest.raises(UserError, match=r"--set: the option 'trainiters' .*did you mean train_iters"):
+    with pytest.raises(UserError, match=r"^--set: the option 'trainiters' .*did you mean train_iters"):
         read(tmp_path, HEAD, {"trainiters": 5})
+    with pytest.raises(UserError, match=r"^--set: --lr: -1.0 is out of range"):
+        read(tmp_path, CASE, {"lr": -1.0})
+
+
+def test_the_images_of_missing_runs_are_found_before_the_first_training(photos, tmp_path, monkeypatch):
+    """Each folder is looked at once; the toy cats are drawn by the training that needs them."""
+    looked = []
+
+    def find(options: VanillaOptions) -> dict:
+        looked.append(options.data)
+        return find_domains(options)
+
+    monkeypatch.setattr("sources.domains.find_domains", find)
+    text = f'seeds = [1, 2]\n{HEAD}[grid]\ndata = ["{photos}", "no/such"]\nlr = [0.1, 0.2]\n'
+    with pytest.raises(UserError, match=r"^data: there is no folder no/such"):
+        check_images(read(tmp_path, text))
+    assert looked == [str(photos), "no/such"]
+    check_images(read(tmp_path, HEAD))
+    monkeypatch.setattr("sources.folders.DATA_ROOT", tmp_path)
+    with pytest.raises(UserError, match=r"^data of the preset grumpycat64: .*; or use --set data=FOLDER$"):
+        check_images(read(tmp_path, HEAD, {"preset": "grumpycat64"}))
+    sweep = read(tmp_path, text)
+    monkeypatch.setattr("sweeps.reading.is_missing", lambda folder: "no-such" not in folder.name)
+    check_images(sweep)
+    assert looked[3:] == [str(photos)]
 
 
 def test_a_run_with_other_options_stops_the_sweep_before_it_starts(photos, tmp_path):
@@ -180,6 +211,7 @@ def test_a_run_with_other_options_stops_the_sweep_before_it_starts(photos, tmp_p
     for changes, message in {
         ("lr", 0.1): "lr: .* has 0.0005, the sweep says 0.1; move .*try-11 away",
         ("use_diffaug", True): "use_diffaug: .* has '', the sweep says 'color,translation,cutout'",
+        ("spectral_norm", True): "spectral_norm: .* has false, the sweep says true",
         ("preset", "hasey"): "preset: .* has None, the sweep says 'hasey'",
         ("train_iters", 1): "has 2 iterations, the sweep says 1; use at least 2",
         ("value_range", "0,4"): "value_range: .* the sweep says '0,4'",

@@ -107,6 +107,8 @@ def test_the_files_of_a_sweep(tmp_path, capsys):
     text = (sweep.folder / "sweep.md").read_text(encoding="utf-8")
     for words in ("seeds 1, 2", "200 iterations", "features: pixels", "generated images: 10", "real images: 9"):
         assert words in text
+    chance = "A difference that is smaller than the deviations may be chance."
+    assert f"\n- {chance}\n" in text
     plain = json.loads((sweep.folder / "sweep.json").read_text())
     a = plain["comparisons"][0]["settings"]["a"]
     assert a["published"] == {"FID": 384} and a["measured"]["FID"]["values"] == {"1": 8.0, "2": 9.0}
@@ -116,8 +118,26 @@ def test_the_files_of_a_sweep(tmp_path, capsys):
     assert fids == [("a", "1", 8.0), ("a", "2", 9.0), ("b", "1", 10.0), ("b", "2", 12.0)]
     page = (sweep.folder / "report.html").read_text(encoding="utf-8")
     assert "<strong>8.50 ± 0.71</strong>" in page and "FID, published" in page and "<h1>s</h1>" in page
+    assert chance in page
     printed = capsys.readouterr().out
     assert "8.50 ± 0.71 *" in printed and "11.0 ± 1.4 *" not in printed
+
+
+@pytest.mark.usefixtures("no_page")
+def test_an_option_that_is_off_is_a_word_in_the_csv(tmp_path):
+    """pandas reads an empty cell as missing, and its groupby drops these rows."""
+    sweep = make_sweep(tmp_path, seeds=(1,))
+    for number, (policy, preset) in enumerate([("", None), ("color", "hasey")]):
+        folder = finish(sweep, number, {"recall": 1.0})
+        saved = json.loads((folder / "options.json").read_text())
+        saved["options"] |= {"use_diffaug": policy, "preset": preset, "spectral_norm": bool(policy)}
+        (folder / "options.json").write_text(json.dumps(saved))
+    write_results(sweep)
+    rows = list(csv.DictReader((sweep.folder / "sweep.csv").open(encoding="utf-8")))
+    assert [(row["use_diffaug"], row["preset"], row["spectral_norm"]) for row in rows] == [
+        ("false", "none", "False"),
+        ("color", "hasey", "True"),
+    ]
 
 
 @pytest.mark.usefixtures("no_page")
@@ -163,7 +183,7 @@ def test_numbers_that_cannot_be_compared_are_not_bold(tmp_path):
     finish(sweep, 1, {"Frechet distance": 2.0}, generated=11)
     write_results(sweep)
     text = (sweep.folder / "sweep.md").read_text(encoding="utf-8")
-    assert "differ in number of generated images" in text and "**" not in text
+    assert "differ in number of generated images" in text and "**" not in text and "may be chance" not in text
     assert "No run is measured by FID: compare the published numbers only with each other." in text
     assert read_table(sweep.folder / "sweep.md")[1] == ["a", "55", "1"]
 

@@ -180,6 +180,7 @@ def test_a_folder_without_permission_is_not_writable(tmp_path):
 @pytest.mark.parametrize(
     "name, words",
     [
+        ("a", r"a needs one of the endings \.png, \.gif$"),
         ("a.txt", r"a\.txt has an extension that cannot be written; use one of \.png, \.gif"),
         ("folder.png", r"folder\.png is a folder; give a file, such as .*name\.png"),
         ("old.png", r"old\.png exists; give another name, or add --overwrite"),
