@@ -243,9 +243,7 @@ class Run:
         return content
 
     @main_process_only
-    def begin_session(
-        self, options: "CommonOptions", device: "torch.device", precision: str, reason: str = "", parts: int = 1
-    ) -> None:
+    def begin_session(self, options: "CommonOptions", device: "torch.device", precision: str, reason: str = "") -> None:
         """Record options and environment of this session, and open the tracker, before training.
 
         Reports changes of the environment because of which results may differ from an uninterrupted run.
@@ -253,12 +251,11 @@ class Run:
         Args:
             precision: of the forward passes, such as "bfloat16".
             reason: why this precision.
-            parts: number of threads that compute a part of each batch each.
         """
         self._log_file.open(self.folder / "log.txt")
         make_durable_folder(self.samples)
         self.save_options(options)
-        sessions, now = read_sessions(self.folder), describe_environment(device, precision, reason, parts)
+        sessions, now = read_sessions(self.folder), describe_environment(device, precision, reason, options.parts)
         write_json(self.folder / "environment.json", [*sessions, now])
         if self.resumed_step is not None and sessions:
             changes = why_inexact(sessions[-1], now)

@@ -26,7 +26,7 @@ def describe_environment(device: "torch.device", precision: str, reason: str = "
     """Return the command line, versions, device, precision and git commit of this process, as plain types.
 
     Args:
-        parts: number of threads that compute a part of each batch each; older sessions do not record it.
+        parts: --parts; sessions of older versions do not record it.
     """
     import numpy as np
     import torch  # here, because report.py reads these records and does not need torch

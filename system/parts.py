@@ -5,8 +5,9 @@ their cores, all of them wait. Threads with parts of their own wait only where t
 gradients. Outside of `Team.run` nothing here does anything.
 """
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +21,9 @@ _here = threading.local()  # team and part of a thread within `Team.run`
 class Team:
     """Threads that compute a part of each batch each. All call the functions of this module in the same order.
 
+    As a context it gives the caller, one of the threads, its share of PyTorch's threads. This stays so between two
+    calls of `run`: a thread that PyTorch adds for a short while takes a core from the other parts.
+
     Args:
         size: number of threads. They share the threads that PyTorch has now.
     """
@@ -28,25 +32,39 @@ class Team:
         import torch
 
         self.size = size
-        self._share = max(1, torch.get_num_threads() // size)
+        self._threads = torch.get_num_threads()
+        self._share = max(1, self._threads // size)
         self._barrier = threading.Barrier(size)
         self._values: list[Any] = [None] * size
         self._pool = ThreadPoolExecutor(size - 1, "part", initializer=lambda: torch.set_num_threads(self._share))
 
-    def run(self, function: Callable[[], Result]) -> list[Result]:
-        """Call `function` in every thread, one of which is the caller's; return the results, or raise the first error.
-
-        The number of threads of PyTorch is set for a new thread by the last call of set_num_threads in any thread.
-        """
+    def __enter__(self) -> "Team":
         import torch
 
-        threads = torch.get_num_threads()
         torch.set_num_threads(self._share)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import torch
+
+        self._pool.shutdown()
+        torch.set_num_threads(self._threads)
+
+    @contextlib.contextmanager
+    def all_threads(self) -> Iterator[None]:
+        """Give the caller all of PyTorch's threads, for work outside of `run`."""
+        import torch
+
+        torch.set_num_threads(self._threads)
         try:
-            others = [self._pool.submit(self._work, function, part) for part in range(1, self.size)]
-            outcomes = [self._work(function, 0), *(other.result() for other in others)]
+            yield
         finally:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(self._share)
+
+    def run(self, function: Callable[[], Result]) -> list[Result]:
+        """Call `function` in every thread, also in the caller's; return the results, or raise the first error."""
+        others = [self._pool.submit(self._work, function, part) for part in range(1, self.size)]
+        outcomes = [self._work(function, 0), *(other.result() for other in others)]
         errors = [error for _, error in outcomes if error is not None]
         if errors:
             self._barrier.reset()

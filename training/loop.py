@@ -1,5 +1,6 @@
 """The training loop: when to log, draw, evaluate and save; resuming and stopping. Independent of the kind of GAN."""
 
+import contextlib
 import os
 import shlex
 import signal
@@ -16,7 +17,7 @@ from system.program import StopSignals
 from system.progress import PLAIN_PROGRESS_INTERVAL, ProgressBar
 from training.schedule import LR_POLICIES, describe_rate_change
 from training.state import TrainingState
-from training.steps import StepRunner, choose_parts
+from training.steps import StepRunner
 from utils import LOG, NonFiniteError, count_parameters, grid_columns, image_grid, printable
 
 if TYPE_CHECKING:
@@ -94,8 +95,8 @@ def _restore_and_announce(session: _Session) -> bool:
             print(printable(text))  # not in log.txt: a run that has ended stays as it is
         run.record_moved_images()
         return False
-    precision, parts = state.precision, choose_parts(options, state.device)
-    run.begin_session(options, state.device, precision.name, precision.reason, parts)
+    precision = state.precision
+    run.begin_session(options, state.device, precision.name, precision.reason)
 
     if options.preset is not None:
         LOG.info("Preset %s: %s", options.preset, options.PRESETS[options.preset][0])
@@ -115,8 +116,6 @@ def _restore_and_announce(session: _Session) -> bool:
             )
     weights = ", ".join(f"{name} {count_parameters(network):,}" for name, network in state.networks.items())
     LOG.info("Number of weights: %s", weights)
-    if parts > 1:
-        LOG.info("%d threads compute a part of each batch each", parts)
     if precision.dtype is not None:
         LOG.info("Mixed precision: %s (%s); use --amp off for float32", precision.name, precision.reason)
     elif options.amp == "auto":
@@ -163,7 +162,7 @@ class _Loop:
         """Train until the last iteration or a signal; return the number of the signal, 0 if there was none."""
         state, options = self.state, self.options
         stopped_by = 0
-        with StopSignals() as stop, self.bar:
+        with StopSignals() as stop, self.bar, self.steps.team or contextlib.nullcontext():
             # Show what the networks generate before their first step.
             if state.step == 0:
                 self.draw()
@@ -212,10 +211,14 @@ class _Loop:
             LOG.debug("%s", self.bar.as_line())  # log.txt has lines of progress, too
             self.logged = time.monotonic()
 
+    def _all_threads(self) -> contextlib.AbstractContextManager:
+        """Return a context for work on whole batches."""
+        return self.steps.team.all_threads() if self.steps.team else contextlib.nullcontext()
+
     def draw(self) -> None:
         """Draw what the networks generate now."""
         if rank() == 0:
-            with self.run.logs.continue_after_errors("drawing the grids of samples"):
+            with self._all_threads(), self.run.logs.continue_after_errors("drawing the grids of samples"):
                 for name, grid in self.recipe.draw_samples(self.state, self.options).items():
                     self.run.logs.save_grid(name, self.state.step, grid)
 
@@ -235,7 +238,8 @@ class _Loop:
         self.state.check_finite()
         rows: list[dict[str, Any]] = []
         if self.recipe.evaluate is not None:
-            with self.run.logs.continue_after_errors("the evaluation (--eval_every)", stop_for=NonFiniteError):
+            evaluating = self.run.logs.continue_after_errors("the evaluation (--eval_every)", stop_for=NonFiniteError)
+            with self._all_threads(), evaluating:
                 rows = self.recipe.evaluate()
         is_best = bool(rows) and self.run.logs.add_metrics(self.state.step, rows)
         if max_over_processes(int(is_best), self.state.device):

@@ -45,17 +45,6 @@ def _step_with(optimizer: Optimizer, parameters: list[Tensor], gradients: list[T
     optimizer.zero_grad(set_to_none=True)
 
 
-def choose_parts(options: "CommonOptions", device: torch.device) -> int:
-    """Return how many threads share each batch: 2 on a CPU with an even number of threads, if the result is the same.
-
-    It is not the same with batch norm, which needs the statistics of a whole batch, and with spectral norm, whose
-    buffers change in each forward pass.
-    """
-    is_separable = options.norm != "batch" and not options.spectral_norm and not options.compile
-    is_even = options.batch_size % 2 == 0 and torch.get_num_threads() % 2 == 0
-    return 2 if device.type == "cpu" and count_processes() == 1 and is_separable and is_even else 1
-
-
 def graph_obstacle(state: TrainingState, data: dict[str, Any], options: "CommonOptions") -> str | None:
     """Return why the steps of a run on CUDA are not replayed as graphs, None if they are."""
     obstacles = {
@@ -87,7 +76,7 @@ def capture(compute: Callable[[], Losses], stream: torch.cuda.Stream) -> tuple[C
 class StepRunner:
     """Runs training steps: batch, update of the networks, moving averages.
 
-    On a CPU two threads compute a half of the batch each, where `choose_parts` allows it.
+    With --parts 2 two threads compute a half of each batch each.
 
     On CUDA a step of small networks is hundreds of short kernels that take longer to launch than to run. After a
     warm-up, each kind of step (with and without gradient penalties) is captured once as a CUDA graph and then replayed:
@@ -102,8 +91,10 @@ class StepRunner:
         self.state, self.data, self.options, self.train_step = state, data, options, train_step
         self.graphs: dict[bool, tuple[Callable[[], None], Losses]] = {}
         self.steps_taken = {False: 0, True: 0}  # by kind: with gradient penalties or without
-        parts = choose_parts(options, state.device)
-        self.team = Team(parts) if parts > 1 else None
+        is_shared = options.parts > 1 and state.device.type == "cpu" and count_processes() == 1
+        self.team = Team(options.parts) if is_shared else None
+        if options.parts > 1 and not is_shared:
+            LOG.info("--parts %d does nothing on a GPU, and beside several processes", options.parts)
         self.stream = torch.cuda.Stream(state.device) if state.device.type == "cuda" else None
         if self.stream is not None and (reason := graph_obstacle(state, data, options)) is not None:
             LOG.info("No CUDA graph: %s", reason)

@@ -94,6 +94,7 @@ ELSEWHERE = {
     "keep_checkpoints": "tests/runs/test_checkpoints.py",
     "device": "tests/system/test_device.py",
     "compile": "tests/training/test_state.py",
+    "parts": "tests/training/test_shared_batches.py",
     "cuda_graph": "tests/training/test_graph.py",
     "eval_every": "tests/commands/test_evaluate.py",
     "features": "tests/commands/test_evaluate.py",

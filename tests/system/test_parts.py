@@ -13,7 +13,9 @@ from system.processes import draw_shard, local_shard
 def team():
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    yield Team(2)
+    with Team(2) as team:
+        yield team
+    assert torch.get_num_threads() == 2
     torch.set_num_threads(threads)
 
 
@@ -22,7 +24,9 @@ def test_each_thread_has_its_part(team):
     assert team.run(lambda: (part(), count_parts(), local_shard(batch).tolist(), torch.get_num_threads())) == [
         (0, 2, [0, 1, 2], 1), (1, 2, [3, 4, 5], 1)
     ]  # fmt: skip
-    assert (part(), count_parts(), torch.get_num_threads()) == (0, 1, 2)
+    assert (part(), count_parts(), torch.get_num_threads()) == (0, 1, 1)
+    with team.all_threads():
+        assert torch.get_num_threads() == 2
     assert torch.equal(local_shard(batch), batch)
 
 

@@ -1,5 +1,6 @@
 """Two processes, or two threads, compute the same as one, up to rounding; with a mistake in sharing they do not."""
 
+import json
 import subprocess
 import sys
 
@@ -21,24 +22,19 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("processes")
     make_domains(root / "domains")
     make_photos(root / "photos")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     for name in two_processes.CASES:
         assert two_processes.run(f"{name}-one", root) == 0
+        assert two_processes.run(f"{name}-threads", root, "--parts=2") == 0
     assert two_processes.run("vanilla-to_resume", root, "--train_iters=2") == 0
-    torch.set_num_threads(2)
-    for name in two_processes.CASES:
-        assert two_processes.run(f"{name}-threads", root) == 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.steps, "average_over_parts", lambda gradients: gradients)
-        assert two_processes.run("vanilla-threads_not_averaged", root) == 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vanilla_gan, "draw_shard", lambda draw, size: once(lambda: draw(2 * size))[:size])
-        assert two_processes.run("vanilla-threads_same_noise", root) == 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.steps, "local_shard", lambda batch: batch[: len(batch) // 2])
-        assert two_processes.run("vanilla-threads_same_images", root) == 0
-    torch.set_num_threads(threads)
+    mistakes = {
+        "not_averaged": (training.steps, "average_over_parts", lambda gradients: gradients),
+        "same_noise": (vanilla_gan, "draw_shard", lambda draw, size: once(lambda: draw(2 * size))[:size]),
+        "same_images": (training.steps, "local_shard", lambda batch: batch[: len(batch) // 2]),
+    }
+    for name, mistake in mistakes.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(*mistake)
+            assert two_processes.run(f"vanilla-threads_{name}", root, "--parts=2") == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
         [*command, ROOT / "tests" / "helpers" / "two_processes.py", root], capture_output=True, text=True, timeout=200
@@ -86,8 +82,24 @@ def test_two_threads_compute_the_same_as_one(root, name):
         assert {key: float(value or 0) for key, value in a.items()} == pytest.approx(
             {key: float(value or 0) for key, value in b.items()}, rel=1e-4
         )
-    assert "2 threads compute a part of each batch" in two.log and "compute a part" not in one.log
+    sessions = [json.loads((run.folder / "environment.json").read_text()) for run in (one, two)]
+    assert [session["parts"] for [session] in sessions] == [1, 2]
     assert torch.equal(one.checkpoint(3)["rng"]["cpu"], two.checkpoint(3)["rng"]["cpu"])
+
+
+@pytest.mark.parametrize("flags", [["--norm=batch"], ["--spectral_norm"], ["--compile"], ["--batch_size=3"]])
+def test_parts_that_are_not_the_same_are_refused(root, flags, capsys):
+    with pytest.raises(SystemExit):
+        two_processes.run("vanilla-refused", root, "--parts=2", *flags)
+    assert f"--parts: 2 does not work with {flags[0].replace('=', ' ')}; leave one" in capsys.readouterr().err
+
+
+def test_parts_may_change_when_a_run_is_resumed(root):
+    """The note says that the last bits may differ."""
+    assert two_processes.run("vanilla-changed", root, "--train_iters=2") == 0
+    assert two_processes.resume(root / "vanilla-changed", "--parts=2", "--train_iters=3") == 0
+    assert difference(root, "vanilla-one", "vanilla-changed") < 2e-5
+    assert "parts changed from 1 to 2, so results may differ by rounding" in FinishedRun(root / "vanilla-changed").log
 
 
 @pytest.mark.parametrize("other", ["two", "threads"])
