@@ -130,7 +130,8 @@ class CommonOptions:
         choices=("auto", "off", "bf16", "fp16"), resumable=True)
     parts: int = option(
         1, "on a CPU, threads that compute a part of each batch each; 2 is much faster while other programs are busy, "
-        "and a little slower on an idle CPU; needs --norm instance or none", "Machine", choices=(1, 2), resumable=True)
+        "and up to a fifth slower on an idle CPU; needs --norm instance or none", "Machine", choices=(1, 2),
+        resumable=True)
     compile: bool = option(
         False, "compile the networks with torch.compile (takes a minute at start)", "Machine")
     cuda_graph: bool = option(

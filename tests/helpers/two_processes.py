@@ -74,6 +74,7 @@ def main(root: Path) -> None:
     vanilla_gan.draw_shard = draw_shard
     data_loader.local_shard = lambda batch: batch[: len(batch) // 2]
     run("vanilla-same_images", root)
+    dist.destroy_process_group()  # or a thread of gloo may still run when the interpreter ends, which aborts
 
 
 if __name__ == "__main__":
