@@ -38,7 +38,7 @@ class SweepOptions(CommandOptions):
         "checkpoints", "folder that holds the folder of the sweep, which holds the run folders", metavar="FOLDER",
         is_path=True)
     features: str | None = option(
-        None, "feature space of the measurements, as for evaluate.py; default: that of the file, else inception",
+        None, "feature space of the measurements, as for evaluate.py; default: as the file says, else inception",
         metavar="{inception,imagenet,pixels,FILE}", is_path=True)
     dry_run: bool = option(False, "show what is done and the commands that are missing, and start nothing")
     json: bool = option(False, "print the results as JSON on standard output, and all messages on standard error")

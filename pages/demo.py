@@ -4,15 +4,12 @@ import base64
 import gzip
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pages.rendering import make_environment
 from utils import printable
-
-TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -73,22 +70,21 @@ def make_page(demo: Demo, networks: dict[str, bytes], runtime: Runtime, latents:
         networks: ONNX files by direction.
         latents: of a DCGAN: z (seeds, noise_size), float32, of the seeds from 0; None for a CycleGAN.
     """
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.globals["raw"] = lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8"))
     about = {"name": printable(demo.name), "size": demo.image_size, "stride": demo.stride}
     if latents is not None:
         about |= {"latents": to_base64(latents.astype("<f4").tobytes()), "seeds": len(latents)}
-    return environment.get_template("demo.html").render(
-        demo=demo,
-        name=about["name"],
-        about=about,
-        is_translator=latents is None,
-        directions={direction: printable(text) for direction, text in demo.directions.items()},
-        networks={direction: to_base64(content) for direction, content in networks.items()},
-        runtime=Markup(as_global(runtime.script)),
-        binary=to_base64(gzip.compress(runtime.binary, 6, mtime=0)),
-        version=runtime.version,
+    return (
+        make_environment()
+        .get_template("demo.html")
+        .render(
+            demo=demo,
+            name=about["name"],
+            about=about,
+            is_translator=latents is None,
+            directions={direction: printable(text) for direction, text in demo.directions.items()},
+            networks={direction: to_base64(content) for direction, content in networks.items()},
+            runtime=Markup(as_global(runtime.script)),
+            binary=to_base64(gzip.compress(runtime.binary, 6, mtime=0)),
+            version=runtime.version,
+        )
     )

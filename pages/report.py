@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bokeh.resources import Resources
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from options.report import ReportOptions
@@ -19,12 +19,12 @@ from pages.cards import commands_for, describe_command, describe_run
 from pages.comparison import best_of, compare_metrics, compare_options
 from pages.curves import COLORS, DASHES, Shown, draw_curves
 from pages.pictures import Picture, PictureEncoder, choose_grids
+from pages.rendering import make_environment
 from pages.summary import Summary
 from runs.overview import RunOverview, read_overview
 from system.files import check_new_file, write_bytes
 from utils import LOG, UserError, printable
 
-TEMPLATES = Path(__file__).parent / "templates"
 MARK = "<!-- Written by report.py, which may replace this file. -->"  # in the head of every page
 WATCH_SECONDS = 10
 KINDS = {"vanilla_gan.py": "DCGAN", "cycle_gan.py": "CycleGAN"}
@@ -136,12 +136,8 @@ def collect_grids(runs: Sequence[Shown], encode: PictureEncoder) -> tuple[list[G
 
 @functools.cache
 def _environment() -> Environment:
-    """Return the templates; text from outside is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.globals["raw"] = lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8"))
+    """Return the templates, with what the report needs beside them."""
+    environment = make_environment()
     environment.globals["bokeh"] = Markup(Resources(mode="inline", components=["bokeh"]).js_raw[0])
     environment.filters["printable"] = printable
     # Long arguments break after these characters; <wbr> is not copied. join() escapes the parts.

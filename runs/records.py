@@ -26,7 +26,7 @@ def describe_environment(device: "torch.device", precision: str, reason: str = "
     """Return the command line, versions, device, precision and git commit of this process, as plain types.
 
     Args:
-        parts: --parts; sessions of older versions do not record it.
+        parts: number of threads that share each batch; sessions of older versions do not record it.
     """
     import numpy as np
     import torch  # here, because report.py reads these records and does not need torch

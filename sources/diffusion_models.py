@@ -99,7 +99,9 @@ def find_model(name: str, revision: str | None) -> Model:
     if folder.exists():
         raise UserError(f"--model: {folder} is a file; give the folder of a model of diffusers, with a {INDEX}")
     if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name, re.ASCII):
-        raise UserError(f"--model: there is no folder {folder}, and {name!r} cannot be a name on the Hugging Face Hub")
+        raise UserError(
+            f"--model: the folder {folder} does not exist, and {name!r} cannot be a name on the Hugging Face Hub"
+        )
     index = _fetch_index(name, revision)
     return Model(name, index.parent.name, False, _read_index(index))  # the hub's cache has a folder for each commit
 

@@ -73,10 +73,10 @@ def find_folder(name: str, flag: str = "--data") -> Path:
             return folder
         if os.path.exists(folder):
             raise UserError(f"{flag}: {folder} is a file; give the folder that holds the images")
-    nor = "" if os.path.isabs(name) else f", nor {os.path.normpath(DATA_ROOT / name)}"
+    other = "" if os.path.isabs(name) else f", and neither does {os.path.normpath(DATA_ROOT / name)}"
     first = Path(name).parts[0]
     download = f"; to download it: python dataset.py download {first}" if first in DATA_SETS else ""
-    raise UserError(f"{flag}: there is no folder {name}{nor}{download or '; give the folder of the images'}")
+    raise UserError(f"{flag}: the folder {name} does not exist{other}{download or '; give the folder of the images'}")
 
 
 def list_images(folder: Path, ext: str | None = None, flag: str = "--data") -> list[Path]:

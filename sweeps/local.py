@@ -221,7 +221,7 @@ def _work(queue: Queue) -> int:
                 time.sleep(POLL_SECONDS)
                 now = time.monotonic()
                 if queue.running and all(one.is_measuring for one in queue.running):
-                    bar.last_print_t += now - before  # the speed is that of the trainings
+                    bar.last_print_t += now - before  # the speed counts trainings only
                 before = now
                 if stop.received and not is_stopping:
                     is_stopping = True

@@ -204,7 +204,7 @@ def _read_case(table: dict[str, Any], number: int, script: str) -> Case:
         if (script == "cycle_gan.py") != metric.endswith((", X to Y", ", Y to X")):
             example = "FID, X to Y" if script == "cycle_gan.py" else "FID"
             raise ValueError(
-                f"[[case]] {label!r}: published: {metric!r} is no metric of {script}; use such as {example!r}"
+                f"[[case]] {label!r}: published: {metric!r} is not a metric of {script}; use such as {example!r}"
             )
     return Case(label=label, options=_read_options(options, script, f"[[case]] {label!r}"), published=dict(published))
 

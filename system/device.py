@@ -136,6 +136,8 @@ def set_up(options: "CommonOptions") -> tuple[torch.device, Precision]:
     """
     chosen = choose_device(options.device)
     precision = choose_precision(options.amp, chosen)
+    if options.resume is not None and options.amp != "auto":
+        precision = precision._replace(reason="the resumed run has it")  # `auto` that chose float32 stays float32
     join_processes(chosen, options.batch_size)
     lacks_bf16 = int(precision.dtype is None)
     if options.amp == "auto" and max_over_processes(lacks_bf16, chosen) > lacks_bf16:  # another decides for all

@@ -87,6 +87,11 @@ def main_process_only(function: Function) -> Function:
     return wrapped  # type: ignore[return-value]
 
 
+def usable_parts(parts: int, device: "torch.device") -> int:
+    """Return how many threads share each batch if `parts` are wanted: 1 on a GPU, and beside several processes."""
+    return parts if device.type == "cpu" and count_processes() == 1 else 1
+
+
 def local_shard(batch: "Tensor") -> "Tensor":
     """Return this thread's part (B / processes / parts, ...) of a batch (B, ...) that all processes have."""
     share = len(batch) // (count_processes() * count_parts())

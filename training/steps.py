@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from system.parts import Team, average_over_parts, count_parts, once
-from system.processes import average_over_processes, count_processes, local_shard
+from system.processes import average_over_processes, count_processes, local_shard, usable_parts
 from training.schedule import is_penalty_due
 from training.state import TrainingState
 from utils import LOG, UserError, one_line
@@ -91,9 +91,9 @@ class StepRunner:
         self.state, self.data, self.options, self.train_step = state, data, options, train_step
         self.graphs: dict[bool, tuple[Callable[[], None], Losses]] = {}
         self.steps_taken = {False: 0, True: 0}  # by kind: with gradient penalties or without
-        is_shared = options.parts > 1 and state.device.type == "cpu" and count_processes() == 1
-        self.team = Team(options.parts) if is_shared else None
-        if options.parts > 1 and not is_shared:
+        parts = usable_parts(options.parts, state.device)
+        self.team = Team(parts) if parts > 1 else None
+        if parts < options.parts:
             LOG.info("--parts %d does nothing on a GPU, and beside several processes", options.parts)
         self.stream = torch.cuda.Stream(state.device) if state.device.type == "cuda" else None
         if self.stream is not None and (reason := graph_obstacle(state, data, options)) is not None:

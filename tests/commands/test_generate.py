@@ -21,6 +21,7 @@ from models import DCGenerator, sample_latents
 from options.command_line import parse_subcommand
 from system.program import run_main
 from tests.conftest import ROOT, command, make_domains, make_photo, train
+from tests.helpers.run_folders import work_beside
 from utils import UserError
 
 
@@ -39,9 +40,7 @@ def runs(tmp_path_factory):
 @pytest.fixture
 def workspace(runs, tmp_path, monkeypatch):
     """An empty folder to work in, with links to the runs."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("cats", "fruit"):
-        (tmp_path / name).symlink_to(runs / name)
+    work_beside(runs, tmp_path, monkeypatch)
     return tmp_path
 
 

@@ -104,8 +104,11 @@ def test_a_setting_that_fails_leaves_the_others(photos, tmp_path, started, capsy
         (["try.toml", "--set=lr"], "argument --set: 'lr' is not OPTION=VALUE"),
         (["try.toml", "--set=lr=x"], "error: --set: argument --lr: invalid float value: 'x'"),
         (["try.toml", "--set=lrr=1"], "error: --set: the option 'lrr' of vanilla_gan.py is unknown; did you"),
-        (["try.toml", "--set=data=no/such"], "error: data: there is no folder no/such, nor "),
-        (["try.toml", "--set=data=no/such", "--dry_run"], "error: data: there is no folder no/such, nor "),
+        (["try.toml", "--set=data=no/such"], "error: data: the folder no/such does not exist, and neither does "),
+        (
+            ["try.toml", "--set=data=no/such", "--dry_run"],
+            "error: data: the folder no/such does not exist, and neither does ",
+        ),
         (["try.toml", "--json", "--dry_run"], "error: --json: does nothing with --dry_run; leave one of them out"),
         (["try.toml", "--jobs=0"], "error: --jobs: 0 is out of range; use a number at least 1"),
         (["try.toml", "--checkpoint_dir=try.toml/x"], "error: --checkpoint_dir: "),

@@ -21,6 +21,7 @@ from options.command_line import parse_subcommand
 from system.program import run_main
 from tests.conftest import make_photos, train
 from tests.helpers.loopback import serve
+from tests.helpers.run_folders import work_beside
 
 MODULE = b"var a=1;export{a as Tensor};"
 
@@ -53,9 +54,7 @@ def runs(tmp_path_factory):
 @pytest.fixture
 def workspace(runs, tmp_path, monkeypatch):
     """A folder with a small package, whose checksum is the right one, and links to the runs."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("cats", "fruit"):
-        (tmp_path / name).symlink_to(runs / name)
+    work_beside(runs, tmp_path, monkeypatch)
     (tmp_path / "runtime.tgz").write_bytes(PACKAGE)
     monkeypatch.setattr(generation.demo, "SHA256", hashlib.sha256(PACKAGE).hexdigest())
     monkeypatch.setattr(generation.demo, "SIZE", len(PACKAGE))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from runs.tables import append_metrics
@@ -12,6 +13,13 @@ from tests.conftest import OPTIONS
 from utils import printable
 
 TIME = "2026-01-02T03:04:05+00:00"
+
+
+def work_beside(runs: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `folder` the current folder, with links to the run folders in `runs`."""
+    monkeypatch.chdir(folder)
+    for run in runs.glob("*/options.json"):
+        (folder / run.parent.name).symlink_to(run.parent)
 
 
 def write_run(

@@ -290,7 +290,9 @@ def test_a_run_keeps_its_precision(flags, tmp_path, capsys, monkeypatch):
     assert session.pop("precision_reason") == "--amp auto: the CPU lacks AVX512_BF16"
     path.write_text(json.dumps([session]))
     assert resume(f"--resume={tmp_path / 'run'}", "--train_iters=4") == 0
-    assert json.loads(path.read_text())[-1]["precision"] == "float32" and "Note" not in capsys.readouterr().out
+    session = json.loads(path.read_text())[-1]
+    assert (session["precision"], session["precision_reason"]) == ("float32", "the resumed run has it")
+    assert "Note" not in capsys.readouterr().out
     assert resume(f"--resume={tmp_path / 'run'}", "--train_iters=6", "--amp=auto") == 0
     assert "Note: precision changed from float32 to bfloat16, so results may differ" in capsys.readouterr().out
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})

@@ -512,9 +512,9 @@ def test_a_picture_that_cannot_be_written_is_one_line(run, photos, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["nowhere"], "FOLDER: there is no folder nowhere"),
+        (["nowhere"], "FOLDER: the folder nowhere does not exist"),
         (["apple2orange"], "to download it: python dataset.py download apple2orange"),
-        (["photos", "nowhere"], "OTHER: there is no folder nowhere"),
+        (["photos", "nowhere"], "OTHER: the folder nowhere does not exist"),
         (["photos/0.png"], "FOLDER: photos/0.png is a file"),
         (["photos", "photos/../photos"], "OTHER: photos/../photos is the same folder as FOLDER"),
         (["empty"], "FOLDER: no image in empty"),

@@ -409,9 +409,9 @@ def test_a_model_that_cannot_be_used_is_one_line(damage, message, paint, models,
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("./missing", "there is no folder"),
-        ("a/b/c", "there is no folder"),
-        ("nötig/x", "there is no folder"),
+        ("./missing", "does not exist, and"),
+        ("a/b/c", "does not exist, and"),
+        ("nötig/x", "does not exist, and"),
         ("", "not a model of diffusers"),
         ("model.safetensors", "is a file; give the folder"),
     ],

@@ -23,7 +23,7 @@ def test_find_folder(tmp_path, monkeypatch):
     (tmp_path / "file.png").touch()
     with pytest.raises(UserError, match=r"--data: .*file\.png is a file; give the folder"):
         find_folder("file.png")
-    with pytest.raises(UserError, match=r"--X: there is no folder dog"):
+    with pytest.raises(UserError, match=r"--X: the folder dog does not exist"):
         find_folder("dog", flag="--X")
     for name in ("", " ", "~no_such_user/x"):
         with pytest.raises(UserError, match="--data"):
@@ -31,9 +31,11 @@ def test_find_folder(tmp_path, monkeypatch):
 
 
 def test_a_missing_folder():
-    with pytest.raises(UserError, match=r"--data: there is no folder x/../dog, nor [^.]*dog; give the folder"):
+    with pytest.raises(
+        UserError, match=r"--data: the folder x/../dog does not exist, and neither does [^.]*dog; give the folder"
+    ):
         find_folder("x/../dog")
-    with pytest.raises(UserError, match="--data: there is no folder /no/where; give the folder"):
+    with pytest.raises(UserError, match="--data: the folder /no/where does not exist; give the folder"):
         find_folder("/no/where")
 
 

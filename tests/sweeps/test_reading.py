@@ -133,9 +133,9 @@ MISTAKES = {
     f"case = 3\n{HEAD}": r"case: it is not a list of tables",
     CASE + "lrr = 0.1": r"\[\[case\]\] 'a': the option 'lrr' .*did you mean lr\?",
     CASE
-    + 'published = {"FID, X to Y" = 3}': r"published: 'FID, X to Y' is no metric of vanilla_gan.py; use such as 'FID'",
+    + 'published = {"FID, X to Y" = 3}': r"published: 'FID, X to Y' is not a metric of vanilla_gan.py; use such as 'FID'",
     CASE.replace("vanilla", "cycle").replace("conv_dim", "g_conv_dim").replace("noise_size = 4\n", "")
-    + "published = {FID = 3}": r"published: 'FID' is no metric of cycle_gan.py; use such as 'FID, X to Y'",
+    + "published = {FID = 3}": r"published: 'FID' is not a metric of cycle_gan.py; use such as 'FID, X to Y'",
     CASE + "published = {FID = nan}": r"\[\[case\]\] 'a': published: it is not a table of numbers",
     CASE + 'published = {FID = "x"}': r"\[\[case\]\] 'a': published: it is not a table of numbers",
     HEAD
@@ -186,7 +186,7 @@ def test_the_images_of_missing_runs_are_found_before_the_first_training(photos, 
 
     monkeypatch.setattr("sources.domains.find_domains", find)
     text = f'seeds = [1, 2]\n{HEAD}[grid]\ndata = ["{photos}", "no/such"]\nlr = [0.1, 0.2]\n'
-    with pytest.raises(UserError, match=r"^data: there is no folder no/such"):
+    with pytest.raises(UserError, match=r"^data: the folder no/such does not exist"):
         check_images(read(tmp_path, text))
     assert looked == [str(photos), "no/such"]
     check_images(read(tmp_path, HEAD))

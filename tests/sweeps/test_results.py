@@ -123,17 +123,25 @@ def test_the_files_of_a_sweep(tmp_path, capsys):
     assert "8.50 ± 0.71 *" in printed and "11.0 ± 1.4 *" not in printed
 
 
+def rows_of_runs_with(folder, *options: dict) -> list[dict[str, str]]:
+    """Return the rows of sweep.csv for a sweep of two runs with these options."""
+    sweep = make_sweep(folder, seeds=(1,))
+    for number, own in enumerate(options):
+        path = finish(sweep, number, {"recall": 1.0}) / "options.json"
+        saved = json.loads(path.read_text())
+        path.write_text(json.dumps({**saved, "options": saved["options"] | own}))
+    write_results(sweep)
+    return list(csv.DictReader((sweep.folder / "sweep.csv").open(encoding="utf-8")))
+
+
 @pytest.mark.usefixtures("no_page")
 def test_an_option_that_is_off_is_a_word_in_the_csv(tmp_path):
     """pandas reads an empty cell as missing, and its groupby drops these rows."""
-    sweep = make_sweep(tmp_path, seeds=(1,))
-    for number, (policy, preset) in enumerate([("", None), ("color", "hasey")]):
-        folder = finish(sweep, number, {"recall": 1.0})
-        saved = json.loads((folder / "options.json").read_text())
-        saved["options"] |= {"use_diffaug": policy, "preset": preset, "spectral_norm": bool(policy)}
-        (folder / "options.json").write_text(json.dumps(saved))
-    write_results(sweep)
-    rows = list(csv.DictReader((sweep.folder / "sweep.csv").open(encoding="utf-8")))
+    rows = rows_of_runs_with(
+        tmp_path,
+        {"use_diffaug": "", "preset": None, "spectral_norm": False},
+        {"use_diffaug": "color", "preset": "hasey", "spectral_norm": True},
+    )
     assert [(row["use_diffaug"], row["preset"], row["spectral_norm"]) for row in rows] == [
         ("false", "none", "False"),
         ("color", "hasey", "True"),
@@ -142,14 +150,7 @@ def test_an_option_that_is_off_is_a_word_in_the_csv(tmp_path):
 
 @pytest.mark.usefixtures("no_page")
 def test_options_that_differ_are_columns_of_the_csv(tmp_path):
-    sweep = make_sweep(tmp_path, seeds=(1,))
-    for number, (lr, features) in enumerate([(0.1, "pixels"), (0.2, "inception")]):
-        folder = finish(sweep, number, {"recall": 1.0})
-        saved = json.loads((folder / "options.json").read_text())
-        saved["options"] |= {"lr": lr, "features": features}
-        (folder / "options.json").write_text(json.dumps(saved))
-    write_results(sweep)
-    rows = list(csv.DictReader((sweep.folder / "sweep.csv").open(encoding="utf-8")))
+    rows = rows_of_runs_with(tmp_path, {"lr": 0.1, "features": "pixels"}, {"lr": 0.2, "features": "inception"})
     assert [(row["lr"], row["option_features"], row["features"]) for row in rows] == [
         ("0.1", "pixels", "pixels"),
         ("0.2", "inception", "pixels"),

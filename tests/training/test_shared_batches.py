@@ -7,9 +7,11 @@ import sys
 import pytest
 import torch
 
+import system.processes
 import training.steps
 import vanilla_gan
-from system.parts import once
+from system.parts import once, part
+from system.processes import usable_parts
 from tests.conftest import ROOT, FinishedRun, make_domains, make_photos
 from tests.helpers import two_processes
 
@@ -87,6 +89,34 @@ def test_two_threads_compute_the_same_as_one(root, name):
     sessions = [json.loads((run.folder / "environment.json").read_text()) for run in (one, two)]
     assert [session["parts"] for [session] in sessions] == [1, 2]
     assert torch.equal(one.checkpoint(3)["rng"]["cpu"], two.checkpoint(3)["rng"]["cpu"])
+
+
+def test_parts_leave_no_core_to_wait(root, monkeypatch):
+    """A step has one thread of PyTorch for each part, a grid has all; afterwards all is as before."""
+    seen: dict[str, set[tuple[int, int]]] = {"step": set(), "grid": set()}
+
+    def note(what: str, function):
+        def noted(*arguments):
+            seen[what].add((part(), torch.get_num_threads()))
+            return function(*arguments)
+
+        return noted
+
+    monkeypatch.setattr(vanilla_gan, "train_step", note("step", vanilla_gan.train_step))
+    monkeypatch.setattr(vanilla_gan, "draw_samples", note("grid", vanilla_gan.draw_samples))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert two_processes.run("vanilla-noted", root, "--parts=2") == 0
+        assert seen == {"step": {(0, 1), (1, 1)}, "grid": {(0, 2)}} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_parts_on_a_gpu_or_beside_processes_are_not_used(monkeypatch):
+    assert usable_parts(2, torch.device("cpu")) == 2 and usable_parts(2, torch.device("cuda")) == 1
+    monkeypatch.setattr(system.processes, "count_processes", lambda: 2)
+    assert usable_parts(2, torch.device("cpu")) == 1
 
 
 @pytest.mark.parametrize("flags", [["--norm=batch"], ["--spectral_norm"], ["--compile"], ["--batch_size=3"]])
