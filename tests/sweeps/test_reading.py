@@ -132,8 +132,9 @@ MISTAKES = {
     CASE + "[[case]]\nlabel = 3": r"\[\[case\]\] number 2: it has no label",
     f"case = 3\n{HEAD}": r"case: it is not a list of tables",
     CASE + "lrr = 0.1": r"\[\[case\]\] 'a': the option 'lrr' .*did you mean lr\?",
-    CASE
-    + 'published = {"FID, X to Y" = 3}': r"published: 'FID, X to Y' is not a metric of vanilla_gan.py; use such as 'FID'",
+    CASE + 'published = {"FID, X to Y" = 3}': (
+        r"published: 'FID, X to Y' is not a metric of vanilla_gan.py; use such as 'FID'"
+    ),
     CASE.replace("vanilla", "cycle").replace("conv_dim", "g_conv_dim").replace("noise_size = 4\n", "")
     + "published = {FID = 3}": r"published: 'FID' is not a metric of cycle_gan.py; use such as 'FID, X to Y'",
     CASE + "published = {FID = nan}": r"\[\[case\]\] 'a': published: it is not a table of numbers",

@@ -212,7 +212,10 @@ def test_other_images_are_not_recorded(domains, tmp_path, capsys):
     flags = [f"--data={domains / 'trainA'}", f"--checkpoint_dir={tmp_path}", "--name=x", "--train_iters=2"]
     assert train(*flags) == 0
     before = {path: path.read_bytes() for path in (tmp_path / "x").rglob("*") if path.is_file()}
-    for folder, words in (("trainB", "are not those that the run began with: 3 missing"), ("nowhere", "no folder")):
+    for folder, words in (
+        ("trainB", "are not those that the run began with: 3 missing"),
+        ("nowhere", "nowhere does not exist"),
+    ):
         assert resume(f"--resume={tmp_path / 'x'}", f"--data={domains / folder}") == 2
         assert words in capsys.readouterr().err
     assert {path: path.read_bytes() for path in (tmp_path / "x").rglob("*") if path.is_file()} == before
