@@ -136,9 +136,12 @@ def to_pixels(image: "Tensor") -> "np.ndarray":
 
 
 def to_png(picture: "Tensor") -> bytes:
-    """Encode a uint8 image (3, H, W) as a PNG file."""
+    """Encode a uint8 image (3, H, W) as a PNG file.
+
+    The fastest compression makes the files a seventh larger, in a third of the time: training waits for its grids.
+    """
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(to_pixels(picture)).save(file, format="PNG")
+    Image.fromarray(to_pixels(picture)).save(file, format="PNG", compress_level=1)
     return file.getvalue()

@@ -170,10 +170,11 @@ class RunLogs:
         The step follows the first word of the name: "sample-X-Y" at 200 is sample-000200-X-Y.png.
         """
         first, *rest = name.split("-")
-        write_bytes(self.samples / ("-".join([first, f"{step:06d}", *rest]) + ".png"), to_png(grid))
+        png = to_png(grid)
+        write_bytes(self.samples / ("-".join([first, f"{step:06d}", *rest]) + ".png"), png)
         with self.continue_after_errors(TRACKER):
             if self.tracker is not None:
-                self.tracker.image(name, grid, step)
+                self.tracker.image(name, png, step)
 
     def close_tracker(self) -> None:
         """Let the tracker finish writing, if there is one."""

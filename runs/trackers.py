@@ -1,5 +1,6 @@
 """Experiment trackers: they show losses, metrics and grids beside those of other runs."""
 
+import io
 import threading
 import uuid
 from collections.abc import Callable
@@ -7,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from system.files import describe_write_error
-from utils import UserError, one_line, to_pixels
+from utils import UserError, one_line
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from PIL.Image import Image
 
 
 class Tracker(Protocol):
@@ -19,11 +20,17 @@ class Tracker(Protocol):
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Record numbers by name."""
 
-    def image(self, name: str, grid: "Tensor", step: int) -> None:
-        """Record a uint8 image (3, H, W)."""
+    def image(self, name: str, png: bytes, step: int) -> None:
+        """Record an image, given as the content of a PNG file."""
 
     def close(self) -> None:
         """Finish writing."""
+
+
+def _open(png: bytes) -> "Image":
+    from PIL import Image
+
+    return Image.open(io.BytesIO(png))
 
 
 class TensorBoardTracker:
@@ -50,9 +57,14 @@ class TensorBoardTracker:
         except OSError as error:
             raise describe_write_error(self._path, error, 0) from None
 
-    def image(self, name: str, grid: "Tensor", step: int) -> None:
+    def image(self, name: str, png: bytes, step: int) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        # The writer's add_image would encode the image a second time.
+        width, height = _open(png).size
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
         try:
-            self._writer.add_image(name, grid, step)
+            self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
         except OSError as error:
             raise describe_write_error(self._path, error, 0) from None
 
@@ -90,11 +102,8 @@ class WandbTracker:
     def scalars(self, values: dict[str, float], step: int) -> None:
         self._run.log(values, step=step)
 
-    def image(self, name: str, grid: "Tensor", step: int) -> None:
-        from PIL import Image
-
-        picture = Image.fromarray(to_pixels(grid))
-        self._run.log({name: self._wandb.Image(picture)}, step=step)
+    def image(self, name: str, png: bytes, step: int) -> None:
+        self._run.log({name: self._wandb.Image(_open(png))}, step=step)
 
     def close(self) -> None:
         self._run.finish()

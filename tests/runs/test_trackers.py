@@ -17,7 +17,7 @@ from PIL import Image
 
 from runs.trackers import TRACKERS, TensorBoardTracker, WandbTracker
 from tests.conftest import ROOT, TINY, FinishedRun, command, resume, train
-from utils import UserError
+from utils import UserError, to_png
 
 
 def read_records(path: Path) -> Iterator:
@@ -237,7 +237,7 @@ def test_the_terminal_is_left_alone(tmp_path, monkeypatch):
     tracker = WandbTracker(tmp_path, {}, None)
     assert wandb.calls[0]["settings"] == {"silent": True, "console": "off"}
     tracker.scalars({"lr": 0.5}, 3)
-    tracker.image("sample", torch.zeros(3, 2, 4, dtype=torch.uint8), 3)
+    tracker.image("sample", to_png(torch.zeros(3, 2, 4, dtype=torch.uint8)), 3)
     assert wandb.logged[0] == (3, {"lr": 0.5}) and wandb.logged[1][1]["sample"].size == (4, 2)
 
 
