@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from layers.blocks import ConvStage, ResidualBlock, add_spectral_norm, choose, conv_chain, init_weights
+from layers.blocks import ConvStage, ModulatedStage, ResidualBlock, add_spectral_norm, choose, conv_chain, init_weights
 from layers.convolutions import UPSAMPLES, Conv4x4, Deconv, LatentConv, PaperDeconv, ReflectConv, SameConv
 from options.fields import IMAGE_SIZES
 
@@ -49,6 +49,7 @@ class DCGenerator(nn.Module):
     Args:
         image_size: 32, 64, 128 or 256; anything else raises ValueError.
         upsample: "nearest" (nearest x2, conv 3x3) or "deconv" (transposed conv k4 s2 p1).
+        self_modulation: whether z scales and shifts the channels of every stage; see ModulatedStage.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class DCGenerator(nn.Module):
         norm: str = "instance",
         upsample: str = "nearest",
         init_type: str = "pytorch",
+        self_modulation: bool = False,
     ):
         super().__init__()
         doublings = _count_doublings(image_size)
@@ -69,18 +71,25 @@ class DCGenerator(nn.Module):
         large = image_size == 256
         padding_mode = "reflect" if large else "zeros"
 
-        layers: list[nn.Module] = [ConvStage(LatentConv, noise_size, widths[0], norm=norm)]  # (B, 8c, 4, 4)
+        def stage(conv: Callable[..., nn.Module], c_in: int, c_out: int, **kwargs) -> nn.Module:
+            plain = ConvStage(conv, c_in, c_out, norm=norm, **kwargs)
+            return ModulatedStage(plain, c_out, noise_size) if self_modulation else plain
+
+        layers = [stage(LatentConv, noise_size, widths[0])]  # (B, 8c, 4, 4)
         for c_in, c_out in pairwise(widths):
-            layers.append(ConvStage(up, c_in, c_out, padding_mode=padding_mode, norm=norm))  # (B, c_out, 2H, 2W)
+            layers.append(stage(up, c_in, c_out, padding_mode=padding_mode))  # (B, c_out, 2H, 2W)
             if large:
-                layers.append(ConvStage(ReflectConv, c_out, c_out, norm=norm))  # (B, c_out, 2H, 2W)
+                layers.append(stage(ReflectConv, c_out, c_out))  # (B, c_out, 2H, 2W)
         layers.append(up(widths[-1], 3, bias=True, padding_mode=padding_mode))  # (B, 3, S, S)
         layers.append(nn.Tanh())
         self.layers = nn.Sequential(*layers)
         init_weights(self, init_type)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.layers(z)  # (B, 3, S, S)
+        x = z
+        for layer in self.layers:
+            x = layer(x, z) if isinstance(layer, ModulatedStage) else layer(x)
+        return x  # (B, 3, S, S)
 
 
 class _Translator(nn.Module):
@@ -199,6 +208,7 @@ def build_dc_generator(options: "VanillaOptions") -> DCGenerator:
         norm=options.norm,
         upsample=options.upsample,
         init_type=options.init_type,
+        self_modulation=options.self_modulation,
     )
 
 

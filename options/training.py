@@ -23,6 +23,8 @@ class VanillaOptions(CommonOptions):
     num_epochs: int = option(100, "passes over the images", "Training", at_least=1, resumable=True)
     conv_dim: int = option(32, "channels of the layers next to the image", "Networks", at_least=1)
     noise_size: int = option(100, "length of the latent z", "Networks", at_least=1)
+    self_modulation: bool = option(
+        False, "the latent z scales and shifts every layer of G (Chen et al. 2019): more varied images", "Networks")
     disc: str = option(
         "dc", "discriminator; dc: one logit per image, patch: one per 46x46 patch", "Networks",
         choices=("dc", "patch"))

@@ -24,6 +24,28 @@ def test_generator_shapes(image_size, upsample, norm):
     assert images.shape == (2, 3, image_size, image_size) and images.abs().max() <= 1
 
 
+@pytest.mark.golden
+@pytest.mark.parametrize("image_size", [32, 256])
+def test_z_scales_and_shifts_every_layer(image_size):
+    """Against the formula of Chen et al. 2019 in other operations; a scale without the 1 is another network."""
+    G = DCGenerator(image_size, conv_dim=2, noise_size=5, self_modulation=True).double()
+    z = torch.randn(3, 5, 1, 1, dtype=torch.double)
+
+    def reference(one: int) -> torch.Tensor:
+        *stages, to_image, tanh = G.layers
+        x = z
+        for stage in stages:
+            x = stage.stage[0](x)
+            x = (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
+            numbers = z[:, :, 0, 0] @ stage.modulation.weight.T + stage.modulation.bias
+            scale, shift = numbers[:, : x.shape[1]], numbers[:, x.shape[1] :]
+            x = (torch.einsum("bchw,bc->bchw", x, scale + one) + shift[:, :, None, None]).clamp(min=0)
+        return tanh(to_image(x))
+
+    torch.testing.assert_close(G(z), reference(1))
+    assert not torch.allclose(G(z), reference(0), atol=1e-3)
+
+
 def test_layers_of_the_dcgan_generator():
     """64x64: 4x4 at 8c, up to 4c, 2c, c and 3; 256x256: two more stages and a second convolution in each."""
     channels = [(conv.in_channels, conv.out_channels) for conv in convs(DCGenerator(64, 32, 100))]
