@@ -164,8 +164,8 @@ class ResnetGenerator(_Translator):
 
     c7s1-c, d2c, d4c, residual blocks, u2c, uc, c7s1-3 in the words of the paper, with reflection padding around the
     7x7 convolutions and in the blocks. With upsample "deconv" the u layers are the paper's k3 s2 transposed
-    convolutions. A bias that a normalization would undo is left out; the paper's public code keeps it. Arguments as in
-    _Translator; the paper's are in GENERATORS.
+    convolutions. A bias that a normalization would undo is left out, unlike in the paper's code. Arguments as in
+    _Translator.
     """
 
     res_block_conv, has_full_size_stage = ReflectConv, True
@@ -292,9 +292,7 @@ class PatchDiscriminator(_Discriminator):
     Convolutions to c, 2c, 4c and 1 channels: DCDiscriminator for 64x64 with one layer less, so that each logit belongs
     to one patch of the image (Isola et al. 2017, arXiv:1611.07004).
 
-    Args:
-        image_size: not used, since the same layers serve images of any size.
-        others: the arguments of _Discriminator from conv_dim on.
+    `image_size` is not used, since the same layers serve images of any size; the others are as in _Discriminator.
     """
 
     def __init__(self, image_size: int = 64, **others):

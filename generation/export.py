@@ -82,17 +82,17 @@ def export_compared(G: Any, format_: str, metadata: dict[str, str]) -> bytes | N
     """
     write, run = EXPORTS[format_][:2]
     if hasattr(G, "noise_size"):
-        axes = {0: "batch"}
+        axes, network = {0: "batch"}, G
         shapes: list[tuple[int, ...]] = [(count, G.noise_size, 1, 1) for count in (2, 1, 5)]
     else:
-        axes = {0: "batch", 2: "height", 3: "width"}
+        axes, network = {0: "batch", 2: "height", 3: "width"}, G.layers  # not G itself, which checks sizes
         sides = ((2, 8, 12), (1, 8, 8), (3, 16, 6), (1, 5, 7))
         shapes = [(count, 3, height * G.stride, width * G.stride) for count, height, width in sides]
 
-    # Export with an example of the first shape, and compare at all shapes. (Not G but G.layers: G checks sizes.)
+    # Export with an example of the first shape, and compare at all shapes.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about TorchScript, which is deprecated, and about sizes that might be fixed
-        content = write(G.layers, torch.rand(shapes[0]) * 2 - 1, axes, metadata)
+        content = write(network, torch.rand(shapes[0]) * 2 - 1, axes, metadata)
         exported = run(content)
         inputs = [torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1 for shape in shapes]
         difference = max((exported(x) - G(x)).abs().max().item() for x in inputs)

@@ -12,6 +12,9 @@ _CATS: dict[str, Any] = dict(X="cat/grumpifyAprocessed", Y="cat/grumpifyBprocess
 _FACES: dict[str, Any] = dict(
     _COURSE, data_aug="deluxe", use_diffaug=DIFFAUGMENT_ALL, disc="patch", spectral_norm=True, lr_policy="linear"
 )
+_FEW: dict[str, Any] = dict(
+    disc="patch", gan_mode="vanilla", use_diffaug="color,translation", lr=1e-3, ema_decay=0.998
+)
 _LARGE: dict[str, Any] = dict(
     image_size=256,
     data_aug="deluxe",
@@ -24,8 +27,8 @@ _LARGE: dict[str, Any] = dict(
 # fmt: off
 DCGAN_PRESETS: dict[str, Preset] = {
     "toy_cats": (
-        "the embedded toy cats, used without --data; batch norm keeps their backgrounds in color",
-        dict(norm="batch", use_diffaug="translation,cutout")),
+        "the embedded toy cats, used without --data: the settings of few_images, 1,600 iterations",
+        dict(_FEW, noise_size=32, self_modulation=True, ema_decay=0.99, train_iters=1600)),
     "hasey": (
         "Hasey: grumpy cats, transposed convolutions, batch norm, deluxe, 100 epochs",
         dict(_COURSE, data="cat/grumpifyBprocessed", upsample="deconv", norm="batch", data_aug="deluxe",
@@ -41,6 +44,10 @@ DCGAN_PRESETS: dict[str, Preset] = {
     "grumpycat64_best": (
         "the best that we found so far for the same cats: patch, DiffAugment and our defaults, 6,400 iterations",
         dict(data="cat/grumpifyBprocessed", disc="patch", use_diffaug=DIFFAUGMENT_ALL, train_iters=6400)),
+    "few_images": (
+        "our best for a folder of fewer than a thousand images of one kind: patch, self-modulation, a short latent, "
+        "cross-entropy, DiffAugment without cutout, a rate of 1e-3, 6,400 iterations",
+        dict(_FEW, noise_size=32, self_modulation=True, train_iters=6400)),
     "leo": (
         "Leo: the faces of one person (dataset.py faces), patch, spectral norm, deluxe, DiffAugment, 5,000 epochs, "
         "rate constant for half, then linear to 0",
@@ -71,6 +78,10 @@ CYCLEGAN_PRESETS: dict[str, Preset] = {
     "grumpycat64_best": (
         "our best so far for the same cats: patch, cycle, DiffAugment and our defaults, 3,000 iterations",
         dict(_CATS, disc="patch", use_cycle_consistency_loss=True, use_diffaug=DIFFAUGMENT_ALL, train_iters=3000)),
+    "few_images": (
+        "our best for two folders of fewer than a thousand images: patch, cycle, cross-entropy, DiffAugment without "
+        "cutout, a rate of 1e-3, 3,000 iterations",
+        dict(_FEW, use_cycle_consistency_loss=True, train_iters=3000)),
     "apple2orange64": (
         "Leo: the same for apples and oranges",
         dict(_COURSE, data="apple2orange", data_aug="deluxe", disc="patch", use_cycle_consistency_loss=True)),

@@ -153,16 +153,17 @@ def advise(parts: Sequence[Part], shared: Shared, options: CheckOptions) -> list
     size = min(options.image_size, largest)
     iterations = 10_000 if is_pair else 6400
     epochs = iterations * BATCH_SIZE / max(len(part.facts) for part in trained)
-    flags = [f"--image_size={size}", *(["--disc=patch"] if is_pair or fewest < FEW_IMAGES else [])]
+    flags = [f"--image_size={size}", *(["--disc=patch"] if is_pair else [])]
     lines = [
         "Advice:",
         f"  --image_size: up to {largest}, for which nine of ten images are large enough; twice the size takes about "
         "four times as long",
     ]
     if fewest < FEW_IMAGES:
-        diffaug = "--use_diffaug=translation,cutout" if is_pair else "--use_diffaug"
-        flags.append(diffaug)
-        lines.append(f"  --disc patch {diffaug}: with {fewest} images, fewer than {FEW_IMAGES:,}, D soon overfits")
+        remedy = "--use_diffaug=translation,cutout" if is_pair else "--preset=few_images"
+        flags.append(remedy)
+        words = f"--disc patch {remedy}" if is_pair else "--preset few_images"
+        lines.append(f"  {words}: with {fewest} images, fewer than {FEW_IMAGES:,}, D soon overfits")
     if is_pair:
         lines.append("  --use_cycle_consistency_loss: keeps the content; --lambda_cycle 10, or 5 for 256 pixels")
         flags += ["--use_cycle_consistency_loss", *_advise_identity(trained, lines)]

@@ -170,7 +170,8 @@ def test_diffaug_is_what_D_sees(run_once, monkeypatch):
 
 
 def test_hint_where_diffaug_would_help(run_once):
-    assert "Hint: with only 10 images D will overfit; try --use_diffaug" in run_once(name="without").log
+    hint = "Hint: with only 10 images D will overfit; try --use_diffaug, or --preset few_images"
+    assert hint in run_once(name="without").log
     assert "overfit" not in run_once("--use_diffaug", name="with").log
 
 

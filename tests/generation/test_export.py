@@ -109,6 +109,7 @@ def test_missing_packages(runs, tmp_path, monkeypatch, capsys):
         (ResnetGenerator(conv_dim=2, n_res_blocks=1), (1, 3, 16, 16), (3, 3, 20, 28)),
         (ResnetGenerator(conv_dim=2, n_res_blocks=1, upsample="deconv", norm="batch"), (1, 3, 16, 16), (2, 3, 32, 20)),
         (DCGenerator(conv_dim=2, noise_size=3, upsample="deconv"), (2, 3, 1, 1), (5, 3, 1, 1)),
+        (DCGenerator(conv_dim=2, noise_size=3, self_modulation=True), (2, 3, 1, 1), (5, 3, 1, 1)),
         (DCGenerator(image_size=256, conv_dim=1, noise_size=3, norm="none"), (2, 3, 1, 1), (1, 3, 1, 1)),
     ],
 )
@@ -116,7 +117,8 @@ def test_every_layer_can_be_traced(G: nn.Module, shape, other):
     """Layers that the two runs do not have."""
     G = G.eval().requires_grad_(False)
     with pytest.warns(Warning):  # torch.jit is deprecated
-        content = generation.export.export_torchscript(G.layers, torch.rand(shape), {}, {})
+        network = G if isinstance(G, DCGenerator) else G.layers
+        content = generation.export.export_torchscript(network, torch.rand(shape), {}, {})
         exported = torch.jit.load(io.BytesIO(content))
     x = torch.rand(other)
     assert torch.allclose(exported(x), G(x), atol=1e-5)

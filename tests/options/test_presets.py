@@ -89,7 +89,7 @@ def test_presets_are_the_published_settings(preset):
 
 
 def test_every_cyclegan_of_the_published_projects_has_a_preset():
-    assert set(CycleOptions.PRESETS) == {"toy_cats", "grumpycat64_best", *PUBLISHED}
+    assert set(CycleOptions.PRESETS) == {"toy_cats", "grumpycat64_best", "few_images", *PUBLISHED}
 
 
 def test_our_best_for_the_same_cats():
@@ -99,6 +99,16 @@ def test_our_best_for_the_same_cats():
     assert (best.X, best.Y) == (theirs.X, theirs.Y) and best.lr == CycleOptions().lr != theirs.lr
     assert best.disc == "patch" and best.use_cycle_consistency_loss and best.data_aug == "basic"
     assert best.use_diffaug == DIFFAUGMENT_ALL and best.train_iters == 3000 and not best.use_identity_loss
+
+
+def test_few_images_is_one_recipe_in_both_scripts():
+    """As benchmarks/RESULTS.md says; only the DCGAN has latents, only the CycleGAN a cycle."""
+    dcgan, cyclegan = (cls.PRESETS["few_images"][1] for cls in (VanillaOptions, CycleOptions))
+    own = {"noise_size": 32, "self_modulation": True, "train_iters": 6400}
+    assert dcgan.items() - cyclegan.items() == own.items()
+    assert cyclegan.items() - dcgan.items() == {"use_cycle_consistency_loss": True, "train_iters": 3000}.items()
+    shared = {"disc": "patch", "gan_mode": "vanilla", "lr": 1e-3, "ema_decay": 0.998}
+    assert shared.items() <= dcgan.items() and "data" not in dcgan, "for any folder"
 
 
 def test_the_dcgan_of_leos_faces():

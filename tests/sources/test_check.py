@@ -198,7 +198,7 @@ def test_every_problem_has_its_line(run, mixed):
         "  smaller than 64 pixels, so enlarged: 2 (half.png: 80x60, tiny.png: 30x30)",
         "  center crop: cuts off 25% of a typical image, at most 75%",
         "text.jpg: not an image",
-        "--disc patch --use_diffaug: with 28 images",
+        "--preset few_images: with 28 images",
         "--fix OUT: writes a copy of the folder without unreadable files and copies (5)",
     ):
         assert line in text, line
