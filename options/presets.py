@@ -12,9 +12,7 @@ _CATS: dict[str, Any] = dict(X="cat/grumpifyAprocessed", Y="cat/grumpifyBprocess
 _FACES: dict[str, Any] = dict(
     _COURSE, data_aug="deluxe", use_diffaug=DIFFAUGMENT_ALL, disc="patch", spectral_norm=True, lr_policy="linear"
 )
-_FEW: dict[str, Any] = dict(
-    disc="patch", gan_mode="vanilla", use_diffaug="color,translation", lr=1e-3, ema_decay=0.998
-)
+_FEW: dict[str, Any] = dict(disc="patch", gan_mode="vanilla", use_diffaug="color,translation", lr=1e-3, ema_decay=0.998)
 _LARGE: dict[str, Any] = dict(
     image_size=256,
     data_aug="deluxe",

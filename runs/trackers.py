@@ -58,13 +58,14 @@ class TensorBoardTracker:
             raise describe_write_error(self._path, error, 0) from None
 
     def image(self, name: str, png: bytes, step: int) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 
         # The writer's add_image would encode the image a second time.
         width, height = _open(png).size
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
         try:
-            self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+            writer: Any = self._writer.file_writer
+            writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
         except OSError as error:
             raise describe_write_error(self._path, error, 0) from None
 

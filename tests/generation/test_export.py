@@ -25,7 +25,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     make_domains(folder / "domains")
     flags = [f"--checkpoint_dir={folder}", "--train_iters=1"]
-    assert train(f"--data={folder / 'domains/trainA'}", "--name=cats", *flags) == 0
+    assert train(f"--data={folder / 'domains/trainA'}", "--name=cats", "--self_modulation", *flags) == 0
     assert train(f"--data={folder / 'domains'}", "--name=fruit", *flags, script="cycle_gan.py") == 0
     return folder
 
