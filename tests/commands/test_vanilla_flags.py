@@ -68,7 +68,7 @@ FLAGS = {
     "checkpoint_every": (["--checkpoint_every=1"], lambda r: r.steps("checkpoint-*.pt") == [1, 2]),
     "conv_dim": (["--conv_dim=3"], lambda r: G(r, "layers.3.weight").shape == (3, 3, 3, 3)),
     "noise_size": (["--noise_size=9"], lambda r: G(r, "layers.0.0.weight").shape[1] == 9),
-    "self_modulation": (["--self_modulation"], lambda r: "layers.0.modulation.weight" in r.checkpoint()["networks"]["G"]),
+    "self_modulation": (["--self_modulation"], lambda r: "layers.0.modulation.bias" in r.checkpoint()["ema"]["G"]),
     "upsample": (["--upsample=deconv"], lambda r: G(r, "layers.1.0.weight").shape[-1] == 4),
     "checkpoint_dir": (["--checkpoint_dir={tmp}/elsewhere"], lambda r: r.folder.parent.name == "elsewhere"),
     "name": (["--name=other"], lambda r: r.folder.name == "other"),
