@@ -47,7 +47,7 @@ def refused(capsys, *arguments: str) -> str:
 
 
 def test_a_flag_overrides_the_preset_and_the_preset_the_default():
-    assert parse("--name=x").lr == 1e-3 and parse().num_epochs == 100
+    assert parse("--data=x").disc == "dc" and parse("--data=x").num_epochs == 100
     assert parse("--preset=hasey").lr == 2e-4 and parse("--preset=hasey").upsample == "deconv"
     assert parse("--preset=hasey", "--lr=1e-3").lr == 1e-3
     assert parse("--data=x").lr == 5e-4 and parse().lr == 1e-3, "without images the preset is toy_cats"

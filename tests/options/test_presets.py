@@ -107,8 +107,16 @@ def test_few_images_is_one_recipe_in_both_scripts():
     own = {"noise_size": 32, "self_modulation": True, "train_iters": 6400}
     assert dcgan.items() - cyclegan.items() == own.items()
     assert cyclegan.items() - dcgan.items() == {"use_cycle_consistency_loss": True, "train_iters": 3000}.items()
-    shared = {"disc": "patch", "gan_mode": "vanilla", "lr": 1e-3, "ema_decay": 0.998}
+    shared = {
+        "disc": "patch",
+        "gan_mode": "vanilla",
+        "lr": 1e-3,
+        "ema_decay": 0.998,
+        "use_diffaug": "color,translation",
+    }
     assert shared.items() <= dcgan.items() and "data" not in dcgan, "for any folder"
+    toy_cats = VanillaOptions.PRESETS["toy_cats"][1]
+    assert toy_cats == {**dcgan, "ema_decay": 0.99, "train_iters": 1600}, "the same, for a short run"
 
 
 def test_the_dcgan_of_leos_faces():

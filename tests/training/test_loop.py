@@ -1,14 +1,18 @@
 """The training loop: means in losses.csv, the moving average, TensorBoard, logs on disk before a checkpoint."""
 
+import io
 import os
+import time
 
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import training.loop
 import vanilla_gan
 from metrics.evaluation import Evaluator
+from runs.logs import RunLogs
 from runs.tables import read_metrics
 from tests.conftest import FinishedRun, assert_same, resume, train
 from utils import UserError
@@ -42,6 +46,33 @@ def test_moving_average_follows_the_weights_of_every_iteration(run_once, monkeyp
     found = run.checkpoint()["ema"]["G"]["layers.3.weight"]
     torch.testing.assert_close(found, expected)
     assert len(weights) == 4 and not torch.allclose(found, weights[0]) and not torch.allclose(found, weights[-1])
+
+
+@pytest.mark.parametrize("seconds, plotted_at", [(0.2, [1, 6]), (0.0, [1, 2, 3, 4, 5, 6])])
+def test_plots_take_a_small_part_of_the_time(seconds, plotted_at, run_once, monkeypatch):
+    """A grid is due after each iteration. After a slow plot the next one waits, but the last is always drawn."""
+    plots = []
+
+    def plot_losses(logs, panels):
+        plots.append(len(logs.rows))
+        if seconds:
+            time.sleep(seconds)
+
+    monkeypatch.setattr(RunLogs, "plot_losses", plot_losses)
+    run_once("--train_iters=6", "--sample_every=1", "--log_step=1")
+    assert plots == plotted_at
+
+
+def test_a_grid_is_encoded_once(run_once):
+    """TensorBoard gets the PNG file itself."""
+    run = run_once("--train_iters=2", "--sample_every=2")
+    events = EventAccumulator(str(run.folder)).Reload()
+    grids = {(tag, image.step): image for tag in events.Tags()["images"] for image in events.Images(tag)}
+    assert set(grids) == {("real", 0), ("sample", 0), ("sample", 2)}
+    for (name, step), image in grids.items():
+        png = (run.folder / "samples" / f"{name}-{step:06d}.png").read_bytes()
+        assert image.encoded_image_string == png
+        assert (image.width, image.height) == Image.open(io.BytesIO(png)).size
 
 
 @pytest.mark.faults
