@@ -46,6 +46,14 @@ def test_z_scales_and_shifts_every_layer(image_size):
     assert not torch.allclose(G(z), reference(0), atol=1e-3)
 
 
+def test_self_modulation_begins_moderate():
+    """Scales and shifts have a deviation of 0.5 times the one of z, for any length of z."""
+    for noise_size in (8, 100):
+        stage = DCGenerator(32, conv_dim=32, noise_size=noise_size, self_modulation=True).layers[0]
+        z = sample_latents(500, noise_size, torch.device("cpu")).flatten(1)
+        assert stage.modulation(z).std().item() == pytest.approx(0.5 * z.std().item(), rel=0.1)
+
+
 def test_layers_of_the_dcgan_generator():
     """64x64: 4x4 at 8c, up to 4c, 2c, c and 3; 256x256: two more stages and a second convolution in each."""
     channels = [(conv.in_channels, conv.out_channels) for conv in convs(DCGenerator(64, 32, 100))]

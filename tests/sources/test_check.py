@@ -199,6 +199,7 @@ def test_every_problem_has_its_line(run, mixed):
         "  center crop: cuts off 25% of a typical image, at most 75%",
         "text.jpg: not an image",
         "--preset few_images: with 28 images",
+        "--image_size=64 --preset=few_images --train_iters=6400",
         "--fix OUT: writes a copy of the folder without unreadable files and copies (5)",
     ):
         assert line in text, line
