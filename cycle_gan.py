@@ -33,7 +33,6 @@ from metrics.evaluation import periodic_evaluation
 from models import build_discriminator, build_translator, forward_together
 from runs.open_run import open_run
 from system.device import set_up
-from system.parts import once
 from system.processes import gather_batch, local_shard
 from system.program import run_main
 from training.initial_weights import load_initial_weights
@@ -85,10 +84,7 @@ def train_step(
     def query_pool(domain: str, fakes: Tensor) -> Tensor:
         """Return fakes for D's update, partly drawn from the pool. Every process keeps the whole pool."""
         pool = state.pools[domain]
-        if pool.size == 0:
-            return fakes.detach()
-        whole = gather_batch(fakes.detach())
-        return local_shard(once(lambda: pool(whole)))
+        return local_shard(pool(gather_batch(fakes.detach()))) if pool.size else fakes.detach()
 
     # Translate both ways; for the identity loss also images that are of the target domain already.
     with state.precision.autocast():

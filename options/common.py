@@ -128,10 +128,9 @@ class CommonOptions:
     amp: str = option(
         "auto", "mixed precision; auto: bf16 on a GPU with bf16 and on a CPU with AVX512_BF16, else off", "Machine",
         choices=("auto", "off", "bf16", "fp16"), resumable=True)
-    parts: int = option(
-        1, "on a CPU, threads that compute a part of each batch each; 2 is much faster while other programs are busy, "
-        "and up to a fifth slower on an idle CPU; needs --norm instance or none", "Machine", choices=(1, 2),
-        resumable=True)
+    threads: int | None = option(
+        None, "threads of PyTorch on a CPU; default: one per core, and fewer while other programs use the cores, which "
+        "changes results by rounding", "Machine", at_least=1, at_most=1000, resumable=True, metavar="N")
     compile: bool = option(
         False, "compile the networks with torch.compile (takes a minute at start)", "Machine")
     cuda_graph: bool = option(
@@ -167,15 +166,6 @@ class CommonOptions:
             raise ValueError("--inception_weights: does nothing without --features inception; add that flag")
         if self.compile and (self.r1_gamma or self.r2_gamma):  # torch.compile cannot differentiate twice
             raise ValueError("--compile: does not work with --r1_gamma or --r2_gamma; leave one of them out")
-        if self.parts > 1:  # batch norm needs the whole batch; spectral norm changes its buffers in each forward pass
-            whole = {
-                "--norm batch": self.norm == "batch",
-                "--spectral_norm": self.spectral_norm,
-                "--compile": self.compile,
-                f"--batch_size {self.batch_size}": self.batch_size % self.parts > 0,
-            }
-            for flag in (flag for flag, is_given in whole.items() if is_given):
-                raise ValueError(f"--parts: {self.parts} does not work with {flag}; leave one of them out")
         if "penalty_every" in self.explicit and not (self.r1_gamma or self.r2_gamma):
             raise ValueError("--penalty_every: does nothing without --r1_gamma or --r2_gamma; add one of them")
 
@@ -232,6 +222,7 @@ class CommonOptions:
     @classmethod
     def from_dict(cls: type[Options], values: dict[str, Any]) -> Options:
         """Return the options that `to_dict` returned. Raises ValueError for an option that this version lacks."""
+        values = {name: value for name, value in values.items() if name != "parts"}  # was an option in November 2026
         unknown = sorted(set(values) - {field.name for field in option_fields(cls)})
         if unknown:
             raise ValueError(f"option {unknown[0]!r} is unknown to this version; update the program")

@@ -34,7 +34,7 @@ from runs.records import describe_changes, describe_environment, read_images, re
 from runs.tables import last_logged_step
 from runs.trackers import TRACKERS
 from system.files import make_durable_folder, read_json, write_json
-from system.processes import broadcast, main_process_only, rank, usable_parts
+from system.processes import broadcast, main_process_only, rank
 from utils import LOG, NonFiniteError, UserError
 
 if TYPE_CHECKING:
@@ -255,8 +255,7 @@ class Run:
         self._log_file.open(self.folder / "log.txt")
         make_durable_folder(self.samples)
         self.save_options(options)
-        parts = usable_parts(options.parts, device)
-        sessions, now = read_sessions(self.folder), describe_environment(device, precision, reason, parts)
+        sessions, now = read_sessions(self.folder), describe_environment(device, precision, reason)
         write_json(self.folder / "environment.json", [*sessions, now])
         if self.resumed_step is not None and sessions:
             changes = why_inexact(sessions[-1], now)

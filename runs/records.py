@@ -19,15 +19,11 @@ if TYPE_CHECKING:
     from options.common import Options
 
 # What a resumed run must share with the session before to equal an uninterrupted run to the last bit.
-EXACTNESS_KEYS = ("torch", "device", "precision", "cpu", "threads", "parts", "processes")
+EXACTNESS_KEYS = ("torch", "device", "precision", "cpu", "threads", "processes")
 
 
-def describe_environment(device: "torch.device", precision: str, reason: str = "", parts: int = 1) -> dict[str, Any]:
-    """Return the command line, versions, device, precision and git commit of this process, as plain types.
-
-    Args:
-        parts: number of threads that share each batch; sessions of older versions do not record it.
-    """
+def describe_environment(device: "torch.device", precision: str, reason: str = "") -> dict[str, Any]:
+    """Return the command line, versions, device, precision and git commit of this process, as plain types."""
     import numpy as np
     import torch  # here, because report.py reads these records and does not need torch
     from PIL import Image
@@ -54,7 +50,6 @@ def describe_environment(device: "torch.device", precision: str, reason: str = "
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
-        "parts": parts,
         "processes": count_processes(),
         "process": os.getpid(),
         "host": platform.node(),
@@ -73,7 +68,6 @@ def read_sessions(folder: Path) -> list[dict[str, Any]]:
 
 def why_inexact(before: dict[str, Any], now: dict[str, Any]) -> str:
     """Return why a resumed run may differ from an uninterrupted one, by its sessions; "" if it does not."""
-    before = {"parts": 1, **before}
     changes = [key for key in EXACTNESS_KEYS if before.get(key, now[key]) != now[key]]
     if not changes and now["device"] != "cpu" and not now["deterministic"]:
         return "the run is not --deterministic"

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from system.parts import count_parts, gather_parts, once, part
 from utils import UserError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and report.py does not need it
@@ -87,32 +86,26 @@ def main_process_only(function: Function) -> Function:
     return wrapped  # type: ignore[return-value]
 
 
-def usable_parts(parts: int, device: "torch.device") -> int:
-    """Return how many threads share each batch if `parts` are wanted: 1 on a GPU, and beside several processes."""
-    return parts if device.type == "cpu" and count_processes() == 1 else 1
-
-
 def local_shard(batch: "Tensor") -> "Tensor":
-    """Return this thread's part (B / processes / parts, ...) of a batch (B, ...) that all processes have."""
-    share = len(batch) // (count_processes() * count_parts())
-    first = (rank() * count_parts() + part()) * share
-    return batch[first : first + share]
+    """Return this process's part (B / processes, ...) of a batch (B, ...) that all processes have."""
+    share = len(batch) // count_processes()
+    return batch[rank() * share : (rank() + 1) * share]
 
 
 def draw_shard(draw: Callable[[int], "Tensor"], size: int) -> "Tensor":
-    """Return this thread's part (size, ...) of random draws for the whole batch, which all processes make alike.
+    """Return this process's part (size, ...) of random draws for the whole batch, which all processes make alike.
 
     Args:
         draw: number of images in the whole batch -> draws (B, ...).
         size: number of images in the part.
     """
-    return local_shard(once(lambda: draw(size * count_processes() * count_parts())))
+    return local_shard(draw(size * count_processes()))
 
 
 def gather_batch(shard: "Tensor") -> "Tensor":
-    """Return the whole batch (B, ...) from the parts of all processes or threads. No gradient flows through."""
+    """Return the whole batch (B, ...) from the parts of all processes. No gradient flows through."""
     if count_processes() == 1:
-        return gather_parts(shard)
+        return shard
     import torch
 
     shards = [torch.empty_like(shard, memory_format=torch.contiguous_format) for _ in range(count_processes())]

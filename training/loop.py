@@ -1,6 +1,5 @@
 """The training loop: when to log, draw, evaluate and save; resuming and stopping. Independent of the kind of GAN."""
 
-import contextlib
 import os
 import shlex
 import signal
@@ -163,7 +162,7 @@ class _Loop:
         """Train until the last iteration or a signal; return the number of the signal, 0 if there was none."""
         state, options = self.state, self.options
         stopped_by = 0
-        with StopSignals() as stop, self.bar, self.steps.team or contextlib.nullcontext():
+        with StopSignals() as stop, self.bar, self.steps.threads:
             # Show what the networks generate before their first step.
             if state.step == 0:
                 self.draw()
@@ -212,14 +211,10 @@ class _Loop:
             LOG.debug("%s", self.bar.as_line())  # log.txt has lines of progress, too
             self.logged = time.monotonic()
 
-    def _all_threads(self) -> contextlib.AbstractContextManager:
-        """Return a context for work on whole batches."""
-        return self.steps.team.all_threads() if self.steps.team else contextlib.nullcontext()
-
     def draw(self) -> None:
         """Draw what the networks generate now."""
         if rank() == 0:
-            with self._all_threads(), self.run.logs.continue_after_errors("drawing the grids of samples"):
+            with self.run.logs.continue_after_errors("drawing the grids of samples"):
                 for name, grid in self.recipe.draw_samples(self.state, self.options).items():
                     self.run.logs.save_grid(name, self.state.step, grid)
 
@@ -246,8 +241,7 @@ class _Loop:
         self.state.check_finite()
         rows: list[dict[str, Any]] = []
         if self.recipe.evaluate is not None:
-            evaluating = self.run.logs.continue_after_errors("the evaluation (--eval_every)", stop_for=NonFiniteError)
-            with self._all_threads(), evaluating:
+            with self.run.logs.continue_after_errors("the evaluation (--eval_every)", stop_for=NonFiniteError):
                 rows = self.recipe.evaluate()
         is_best = bool(rows) and self.run.logs.add_metrics(self.state.step, rows)
         if max_over_processes(int(is_best), self.state.device):

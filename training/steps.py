@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from system.parts import Team, average_over_parts, count_parts, once
-from system.processes import average_over_processes, count_processes, local_shard, usable_parts
+from system.processes import average_over_processes, count_processes
 from training.schedule import is_penalty_due
 from training.state import TrainingState
+from training.threads import SparingThreads
 from utils import LOG, UserError, one_line
 
 if TYPE_CHECKING:
@@ -23,25 +23,13 @@ def backward_and_step(loss: Tensor, optimizer: Optimizer, scaler: torch.amp.Grad
     """Take one optimizer step on a scalar loss.
 
     Gradients are computed for this optimizer's parameters only, so a network that the loss merely passes through needs
-    no freezing. With several processes or threads, gradients are averaged over their parts of the batch.
+    no freezing. With several processes, gradients are averaged over their parts of the batch.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if count_parts() > 1:  # threads share the parameters, so the gradients are not collected there
-        gradients = average_over_parts(list(torch.autograd.grad(loss, parameters)))
-        once(lambda: _step_with(optimizer, parameters, gradients))
-        return
     scaler.scale(loss).backward(inputs=parameters)
     average_over_processes([parameter.grad for parameter in parameters if parameter.grad is not None])
     scaler.step(optimizer)
     scaler.update()
-    optimizer.zero_grad(set_to_none=True)
-
-
-def _step_with(optimizer: Optimizer, parameters: list[Tensor], gradients: list[Tensor]) -> None:
-    """Take one optimizer step with these gradients of the parameters."""
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient.contiguous()  # as the parameter is: fused Adam does not look at strides
-    optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
@@ -76,7 +64,7 @@ def capture(compute: Callable[[], Losses], stream: torch.cuda.Stream) -> tuple[C
 class StepRunner:
     """Runs training steps: batch, update of the networks, moving averages.
 
-    With --parts 2 two threads compute a half of each batch each.
+    On a CPU fewer threads work while other programs use the cores, except with --threads and --deterministic.
 
     On CUDA a step of small networks is hundreds of short kernels that take longer to launch than to run. After a
     warm-up, each kind of step (with and without gradient penalties) is captured once as a CUDA graph and then replayed:
@@ -91,10 +79,8 @@ class StepRunner:
         self.state, self.data, self.options, self.train_step = state, data, options, train_step
         self.graphs: dict[bool, tuple[Callable[[], None], Losses]] = {}
         self.steps_taken = {False: 0, True: 0}  # by kind: with gradient penalties or without
-        parts = usable_parts(options.parts, state.device)
-        self.team = Team(parts) if parts > 1 else None
-        if parts < options.parts:
-            LOG.info("--parts %d does nothing on a GPU, and beside several processes", options.parts)
+        is_fixed = options.threads is not None or options.deterministic
+        self.threads = SparingThreads(is_fixed or state.device.type != "cpu" or count_processes() > 1)
         self.stream = torch.cuda.Stream(state.device) if state.device.type == "cuda" else None
         if self.stream is not None and (reason := graph_obstacle(state, data, options)) is not None:
             LOG.info("No CUDA graph: %s", reason)
@@ -106,7 +92,8 @@ class StepRunner:
         for images in self.data.values():
             images.select(self.state.step)
         with_penalty = is_penalty_due(self.state.step, self.options)
-        losses = self._compute(with_penalty) if self.stream is None else self._replay(with_penalty)
+        with self.threads.watch():
+            losses = self._compute(with_penalty) if self.stream is None else self._replay(with_penalty)
         self.state.add_losses(losses)
         self.state.step += 1
         self.steps_taken[with_penalty] += 1
@@ -114,21 +101,9 @@ class StepRunner:
     def _compute(self, with_penalty: bool) -> Losses:
         """Do the work of a step on the selected images; return its losses."""
         batch = {domain: images.augmented() for domain, images in self.data.items()}
-        losses = self._update(batch, with_penalty)
+        losses = self.train_step(self.state, batch, self.options, with_penalty)
         self.state.update_ema(self.options.ema_decay)
         return losses
-
-    def _update(self, batch: dict[str, Tensor], with_penalty: bool) -> Losses:
-        """Update the networks on one batch, in parts if there is a team; return the losses."""
-        if self.team is None:
-            return self.train_step(self.state, batch, self.options, with_penalty)
-
-        def update_on_part() -> Losses:
-            shard = {domain: local_shard(images) for domain, images in batch.items()}
-            return self.train_step(self.state, shard, self.options, with_penalty)
-
-        parts = self.team.run(update_on_part)
-        return {name: torch.stack([losses[name] for losses in parts]).mean() for name in parts[0]}
 
     def _compute_on_capture_stream(self, with_penalty: bool) -> Losses:
         """Do the work of a step on the capture stream, as PyTorch requires before capturing."""

@@ -95,7 +95,7 @@ ELSEWHERE = {
     "keep_checkpoints": "tests/runs/test_checkpoints.py",
     "device": "tests/system/test_device.py",
     "compile": "tests/training/test_state.py",
-    "parts": "tests/training/test_shared_batches.py",
+    "threads": "tests/training/test_threads.py",
     "cuda_graph": "tests/training/test_graph.py",
     "eval_every": "tests/commands/test_evaluate.py",
     "features": "tests/commands/test_evaluate.py",

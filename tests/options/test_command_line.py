@@ -268,7 +268,7 @@ def test_options_are_frozen():
 RESUMABLE = {
     "data", "name", "checkpoint_dir", "resume", "cache_gb", "amp", "num_workers", "train_iters", "num_epochs",
     "log_step", "sample_every", "checkpoint_every", "keep_checkpoints", "eval_every", "features", "inception_weights",
-    "device", "cuda_graph", "parts", "strict", "tracker",
+    "device", "cuda_graph", "threads", "strict", "tracker",
 }  # fmt: skip
 
 

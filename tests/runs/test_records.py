@@ -5,7 +5,7 @@ import json
 import pytest
 
 from options.training import CycleOptions, VanillaOptions
-from runs.records import EXACTNESS_KEYS, describe_changes, read_images, why_inexact, with_recorded_folders
+from runs.records import describe_changes, read_images, with_recorded_folders
 from utils import UserError
 
 DOMAIN = {"folder": "/x", "train": {"a.png": 1, "b.png": 2}, "test_folder": "/x", "test": ["c.png"], "skipped": {}}
@@ -50,11 +50,3 @@ def test_changes_are_named():
     assert describe_changes(DOMAIN, now) == (
         "1 missing (b.png), 1 of another size (a.png), 1 missing from the test images (c.png)"
     )
-
-
-def test_a_session_without_parts_had_one():
-    """Earlier versions did not record them, and had no --parts."""
-    now = dict.fromkeys(EXACTNESS_KEYS, "same") | {"parts": 1, "device": "cpu"}
-    before = {name: value for name, value in now.items() if name != "parts"}
-    assert why_inexact(before, now) == ""
-    assert why_inexact(before, {**now, "parts": 2}) == "parts changed from 1 to 2"
