@@ -57,6 +57,10 @@ def up(c_in: int, c_out: int, last: bool = False) -> list[nn.Module]:
     return [nn.Upsample(scale_factor=2, mode="nearest"), *conv(c_in, c_out, 3, 1, 1, last)]
 
 
+def deconv(c_in: int, c_out: int) -> list[nn.Module]:
+    return [nn.ConvTranspose2d(c_in, c_out, 3, 2, 1, 1, bias=False), nn.InstanceNorm2d(c_out), nn.ReLU()]
+
+
 class Residual(nn.Module):
     def __init__(self, layers: list[nn.Module]):
         super().__init__()
@@ -105,7 +109,7 @@ def resnet_generator(c: int = 64) -> nn.Module:
     return nn.Sequential(
         nn.ReflectionPad2d(3), *conv(3, c, 7, 1, 0), *conv(c, 2 * c, 3, 2, 1), *conv(2 * c, 4 * c, 3, 2, 1),
         *[block() for _ in range(9)],
-        *up(4 * c, 2 * c), *up(2 * c, c), nn.ReflectionPad2d(3), *conv(c, 3, 7, 1, 0, last=True), nn.Tanh(),
+        *deconv(4 * c, 2 * c), *deconv(2 * c, c), nn.ReflectionPad2d(3), *conv(c, 3, 7, 1, 0, last=True), nn.Tanh(),
     )  # fmt: skip
 
 

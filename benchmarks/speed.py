@@ -1,6 +1,6 @@
 """Compare the speed of training with the usual code.
 
-    python benchmarks/speed.py                                   # every case, about twelve minutes on two CPU cores
+    python benchmarks/speed.py                                   # every case, about 17 minutes on two CPU cores
     python benchmarks/speed.py --case CycleGAN-64 --seconds 60 --rounds 5
     python benchmarks/speed.py --amp off                         # the project in float32 where bf16 is the default
     python benchmarks/speed.py --json                            # for machines
@@ -10,7 +10,8 @@ train on the toy cats in turn, A B A B, each in a process of its own; the plain 
 prints the medians of the iterations per second after a warm-up, the median of the ratios of the rounds, and the peak
 memory. The floor is the speed that a step would have if all its arithmetic ran as fast as a large matrix product in the
 same precision, which is measured after each pair. It counts the floating-point operations of the project's step, which
-needs fewer than the plain step. No other program should run at the same time.
+needs fewer than the plain step. No other program should run at the same time. On a CPU the project also trains beside
+a process that never waits ("busy").
 """
 
 import argparse
@@ -44,7 +45,9 @@ from training.steps import StepRunner
 from utils import UserError
 
 _CYCLE = ["--disc=patch", "--use_cycle_consistency_loss"]
-_PAPER = ["--gen=resnet_9blocks", "--disc=patch70", "--g_conv_dim=64", "--d_conv_dim=64", "--batch_size=1"]
+_PAPER = ["--gen=resnet_9blocks", "--upsample=deconv", "--disc=patch70", "--g_conv_dim=64", "--d_conv_dim=64",
+          "--batch_size=1"]  # fmt: skip
+_SPIN = [sys.executable, "-c", "while True: pass"]
 
 # Case -> script, its flags, and the same training in plain code.
 CASES: dict[str, tuple[Any, list[str], Any]] = {
@@ -158,8 +161,9 @@ def measure_here(side: str, case: str, seconds: float, device: torch.device, amp
     """Run one side of a case in this process.
 
     Returns:
-        For the sides "plain" and "ours": rate (iterations per second), memory_mb (the peak of this process), and on
-        CUDA device_memory_mb. For "floor": the operations of a step, and operations_per_second of matrix products.
+        For the sides "plain", "ours" and "busy": rate (iterations per second), memory_mb (the peak of this process),
+        and on CUDA device_memory_mb. For "floor": the operations of a step, and operations_per_second of matrix
+        products.
     """
     if side == "floor":
         dtype = choose_precision(amp, device).dtype or torch.float32
@@ -178,7 +182,10 @@ def measure_apart(side: str, case: str, seconds: float, device: torch.device, am
     """Run one side of a case in a process of its own; return the result of `measure_here` there."""
     command = [sys.executable, __file__, "--side", side, "--case", case, "--seconds", str(seconds), "--device",
                device.type, "--amp", amp]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    with contextlib.ExitStack() as stack:
+        if side == "busy":
+            stack.callback(stack.enter_context(subprocess.Popen(_SPIN)).kill)
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise UserError(f"{side} of {case} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -209,7 +216,7 @@ def summarize(case: str, precision: str, results: dict[str, list[dict[str, float
         "case": case, "precision": precision, "plain": median["plain"], "ours": median["ours"],
         "ratio": statistics.median(ratios), "ratios": ratios,
         "gflop": median["floor"]["operations"] / 1e9, "gflops": median["floor"]["operations_per_second"] / 1e9,
-        "floor_rate": floor, "share_of_floor": median["ours"]["rate"] / floor,
+        "floor_rate": floor, "share_of_floor": median["ours"]["rate"] / floor, "busy": median.get("busy"),
     }  # fmt: skip
 
 
@@ -219,15 +226,20 @@ def table(rows: list[dict[str, Any]], machine: str) -> str:
         machine,
         "",
         "| case | ours in | plain it/s | ours it/s | ratio (each round) | GFLOP a step | floor it/s at GFLOP/s "
-        "| share of the floor | memory MB, plain and ours |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| share of the floor | busy it/s | memory MB, plain and ours |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         key = "device_memory_mb" if "device_memory_mb" in row["ours"] else "memory_mb"
+        busy = (
+            ""
+            if row["busy"] is None
+            else f"{row['busy']['rate']:.3g} ({row['busy']['rate'] / row['ours']['rate']:.0%})"
+        )
         lines.append(
             f"| {row['case']} | {row['precision']} | {row['plain']['rate']:.3g} | {row['ours']['rate']:.3g} "
             f"| {row['ratio']:.2f} ({', '.join(f'{ratio:.2f}' for ratio in row['ratios'])}) | {row['gflop']:.1f} "
-            f"| {row['floor_rate']:.3g} at {row['gflops']:.0f} | {row['share_of_floor']:.0%} "
+            f"| {row['floor_rate']:.3g} at {row['gflops']:.0f} | {row['share_of_floor']:.0%} | {busy} "
             f"| {row['plain'][key]:.0f}, {row['ours'][key]:.0f} |"
         )
     return "\n".join(lines)
@@ -244,7 +256,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--amp", default="auto", choices=("auto", "off", "bf16"), help="of the project (default: auto)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--side", choices=("plain", "ours", "floor"), help=argparse.SUPPRESS)  # of a child process
+    parser.add_argument(
+        "--side", choices=("plain", "ours", "busy", "floor"), help=argparse.SUPPRESS
+    )  # of a child process
     options = parser.parse_args(arguments)
     if options.seconds <= 0 or options.rounds < 1:
         parser.error("--seconds and --rounds: use numbers above 0")
@@ -257,6 +271,8 @@ def main(arguments: list[str]) -> int:
     for case in options.case or CASES:
         find_cats(case)  # drawn before the clock runs
         results: dict[str, list[dict[str, float]]] = {"plain": [], "ours": [], "floor": []}
+        if device.type == "cpu":
+            results["busy"] = []
         for _ in tqdm(range(options.rounds), case, unit=" rounds", disable=None):
             for side, rounds in results.items():
                 rounds.append(measure_apart(side, case, options.seconds, device, options.amp))

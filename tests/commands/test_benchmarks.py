@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -34,7 +36,8 @@ def test_speed(speed_here, capsys):
     # gradients in D's update) and 3 of G (less that for z).
     assert row["gflop"] == pytest.approx(9.34, rel=0.01)
     assert row["share_of_floor"] == pytest.approx(row["ours"]["rate"] * row["gflop"] / row["gflops"])
-    assert all(0.1 < row[side]["rate"] < 100 and 200 < row[side]["memory_mb"] < 5000 for side in ("plain", "ours"))
+    sides = ("plain", "ours", "busy")
+    assert all(0.1 < row[side]["rate"] < 100 and 200 < row[side]["memory_mb"] < 5000 for side in sides)
 
 
 @pytest.mark.parametrize("case", speed.CASES)
@@ -61,12 +64,34 @@ def test_speed_in_bf16(speed_here, monkeypatch, capsys):
     started = speed.cycle_gan.main
     monkeypatch.setattr(speed.cycle_gan, "main", lambda options: seen.append(options.amp) or started(options))
     assert speed.main(["--case=CycleGAN-64", "--seconds=0.1", "--rounds=1", "--device=cpu", "--amp=bf16"]) == 0
-    assert seen == ["bf16", torch.bfloat16, "off"], "the operations are counted in float32"
+    assert seen == ["bf16", torch.bfloat16, "off", "bf16"], "the operations are counted in float32"
     cells = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
     number = r"[\d.]+"
     patterns = ["CycleGAN-64", "bfloat16", number, number, rf"{number} \({number}\)", r"27\.8", rf"{number} at \d+"]
-    for pattern, cell in zip([*patterns, r"\d+%", r"\d+, \d+"], cells, strict=True):
+    for pattern, cell in zip([*patterns, r"\d+%", rf"{number} \(\d+%\)", r"\d+, \d+"], cells, strict=True):
         assert re.fullmatch(pattern, cell), cells
+
+
+def test_another_process_is_busy_only_while_the_busy_side_runs(monkeypatch):
+    """And it does not outlive the measurement."""
+    events = []
+    popen = subprocess.Popen
+
+    def start(command):
+        events.append(popen(command))
+        return events[-1]
+
+    def measure(command, **_):
+        side = command[command.index("--side") + 1]
+        events.append((side, bool(events) and not isinstance(events[-1], tuple) and events[-1].poll() is None))
+        return SimpleNamespace(returncode=0, stdout='{"rate": 1.0}\n')
+
+    monkeypatch.setattr(speed.subprocess, "Popen", start)
+    monkeypatch.setattr(speed.subprocess, "run", measure)
+    for side in ("ours", "busy"):
+        assert speed.measure_apart(side, "DCGAN-64", 1.0, torch.device("cpu"), "off") == {"rate": 1.0}
+    (first, process, second) = events
+    assert (first, second) == (("ours", False), ("busy", True)) and process.poll() is not None
 
 
 def test_speed_counts_after_a_warm_up(monkeypatch):
