@@ -1,4 +1,4 @@
-"""Objectives: adversarial losses, gradient penalties, and distances between images. All return means over the batch."""
+"""Objectives: adversarial losses, penalties, and distances between images. All return means over the batch."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -64,7 +64,7 @@ ADVERSARIAL_LOSSES = {
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Gradient penalties
+# Penalties
 
 
 def gradient_penalty(discriminate: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
@@ -83,6 +83,22 @@ def gradient_penalty(discriminate: Callable[[Tensor], Tensor], images: Tensor) -
         logits = discriminate(images).flatten(1).mean(dim=1)  # (B,)
         [gradient] = torch.autograd.grad(logits.sum(), images, create_graph=True)
         return gradient.square().sum(dim=(1, 2, 3)).mean()
+
+
+def mode_seeking_loss(z: Tensor, images: Tensor) -> Tensor:
+    """Return the distance of two latents divided by the distance of their images, as the mean over pairs (Mao et al.
+    2019, "Mode Seeking Generative Adversarial Networks for Diverse Image Synthesis", arXiv:1903.05628).
+
+    G minimizes it: different latents are to give different images. The pairs are the first and the second image, the
+    third and the fourth, and so on. Both distances are mean absolute differences.
+
+    Args:
+        z: (B, Z, 1, 1), with B at least 2. The last of an odd number is not used.
+        images: (B, 3, H, W), what G made of z.
+    """
+    last = len(z) // 2 * 2
+    latent, image = ((x[0:last:2] - x[1:last:2]).abs().flatten(1).mean(dim=1) for x in (z, images.float()))
+    return (1 / (image / latent + 1e-5)).mean()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

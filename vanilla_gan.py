@@ -23,22 +23,22 @@ from torch import Tensor, nn
 
 from data_loader import load_images
 from diff_augment import diff_augment
-from losses import ADVERSARIAL_LOSSES, gradient_penalty
+from losses import ADVERSARIAL_LOSSES, gradient_penalty, mode_seeking_loss
 from metrics.diagnostics import diagnose_dcgan, give_hints
 from metrics.evaluation import periodic_evaluation
 from models import build_dc_generator, build_discriminator, forward_together, sample_latents
 from runs.open_run import open_run
 from system.device import set_up
-from system.processes import draw_shard
+from system.processes import count_processes, draw_shard
 from system.program import run_main
 from training.initial_weights import load_initial_weights
 from training.loop import Recipe, train
 from training.state import TrainingState
 from training.steps import backward_and_step
-from utils import grid_columns, image_grid
+from utils import UserError, grid_columns, image_grid
 
 # Panels of losses.png: title -> the losses that it shows, as far as the run has them.
-PANELS = {"": ["D_real", "D_fake", "D_total", "G"], "Gradient penalties": ["R1", "R2"]}
+PANELS = {"": ["D_real", "D_fake", "D_total", "G"], "Mode seeking": ["modes"], "Gradient penalties": ["R1", "R2"]}
 
 
 def build_networks(options: VanillaOptions) -> dict[str, nn.Module]:
@@ -82,9 +82,13 @@ def train_step(
     backward_and_step(D_total, state.optimizers["D"], state.precision.scaler)
 
     # Update G: minimize generator(D(G(z))); for LSGAN mean((D(G(z)) - 1)^2).
+    #     + lambda_modes |z1 - z2| / |G(z1) - G(z2)|
     with state.precision.autocast():
-        losses["G"] = loss.generator(*discriminate(*([real, fake] if loss.is_relativistic else [fake])))
-    backward_and_step(losses["G"], state.optimizers["G"], state.precision.scaler)
+        losses["G"] = G_total = loss.generator(*discriminate(*([real, fake] if loss.is_relativistic else [fake])))
+    if options.lambda_modes:
+        losses["modes"] = mode_seeking_loss(z, fake)
+        G_total = G_total + options.lambda_modes * losses["modes"]
+    backward_and_step(G_total, state.optimizers["G"], state.precision.scaler)
 
     return {name: value.detach() for name, value in losses.items()}
 
@@ -102,6 +106,9 @@ def main(request: VanillaOptions) -> int:
     """Train as the command line says; return the exit code."""
     run, options = open_run(request)
     device, precision = set_up(options)
+    if options.lambda_modes and options.batch_size < 2 * count_processes():
+        raise UserError(f"--lambda_modes: compares pairs, and --batch_size is {options.batch_size}; "
+                        f"use at least {2 * count_processes()}")  # fmt: skip
     state = TrainingState.create(build_networks(options), {"G": ["G"], "D": ["D"]}, ["G"], options, device, precision)
     load_initial_weights(state, run, options)
     data = load_images(options, device, run.recorded_images)

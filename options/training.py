@@ -25,6 +25,9 @@ class VanillaOptions(CommonOptions):
     noise_size: int = option(100, "length of the latent z", "Networks", at_least=1)
     self_modulation: bool = option(
         False, "the latent z scales and shifts every layer of G (Chen et al. 2019): more varied images", "Networks")
+    lambda_modes: float = option(
+        0.0, "weight of the mode seeking loss (Mao et al. 2019): different latents give different images",
+        "Objective", at_least=0)
     disc: str = option(
         "dc", "discriminator; dc: one logit per image, patch: one per 46x46 patch", "Networks",
         choices=("dc", "patch"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from losses import ADVERSARIAL_LOSSES, CYCLE_LOSSES, gradient_penalty, ssim_loss
+from losses import ADVERSARIAL_LOSSES, CYCLE_LOSSES, gradient_penalty, mode_seeking_loss, ssim_loss
 from models import DISCRIMINATORS
 
 pytestmark = pytest.mark.golden
@@ -153,6 +153,34 @@ def test_every_discriminator_can_be_penalized(disc, norm):
     assert penalty.dtype is torch.float32 and penalty.item() > 0
     penalty.backward()
     assert images.grad is None and any(p.grad is not None and p.grad.any() for p in D.parameters())
+
+
+def test_mode_seeking_is_the_mean_ratio_of_the_distances_of_pairs():
+    random = np.random.default_rng(3)
+    z, images = random.uniform(-1, 1, (5, 7, 1, 1)), random.uniform(-1, 1, (5, 3, 4, 4))
+
+    def ratio(i, j, size=np.mean):
+        return size(abs(z[i] - z[j])) / size(abs(images[i] - images[j]))
+
+    found = mode_seeking_loss(torch.tensor(z), torch.tensor(images)).item()
+    assert found == pytest.approx((ratio(0, 1) + ratio(2, 3)) / 2, rel=1e-4), "the fifth has no partner"
+    wrong = {
+        "sums": (ratio(0, 1, np.sum) + ratio(2, 3, np.sum)) / 2,
+        "other pairs": (ratio(0, 2) + ratio(1, 3)) / 2,
+        "euclidean": (ratio(0, 1, np.linalg.norm) + ratio(2, 3, np.linalg.norm)) / 2,
+        "the inverse": (1 / ratio(0, 1) + 1 / ratio(2, 3)) / 2,
+        "images only": sum(1 / abs(images[i] - images[i + 1]).mean() for i in (0, 2)) / 2,
+    }
+    for name, value in wrong.items():
+        assert found != pytest.approx(value, rel=1e-2), name
+
+
+def test_mode_seeking_is_in_float32_and_finite_for_equal_images():
+    z, images = torch.rand(4, 7, 1, 1), torch.rand(4, 3, 4, 4, dtype=torch.bfloat16, requires_grad=True)
+    loss = mode_seeking_loss(z, images)
+    loss.backward()
+    assert loss.dtype is torch.float32 and images.grad.isfinite().all()
+    assert mode_seeking_loss(z, torch.ones(4, 3, 4, 4)).item() == pytest.approx(1e5)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -57,6 +57,10 @@ MISTAKES = {
         ["--eval_every=1", "--features=~no-such-user"],
         ["--features", "~no-such-user"],
     ),
+    "a batch without pairs": (
+        ["--lambda_modes=1", "--batch_size=1"],
+        ["--lambda_modes", "pairs", "is 1", "at least 2"],
+    ),
     "batch too large for the memory": (["--batch_size=1000000000"], ["out of memory", "lower --batch_size"]),
     "network too large for the memory": (["--conv_dim=1000000000"], ["out of memory", "width of the networks"]),
     "long name": (["--name=" + 128 * "ü"], ["--name: üü", "too long", "another name"]),

@@ -25,7 +25,7 @@ CASES = {
     "vanilla": ("vanilla_gan.py", []),
     "sums": ("vanilla_gan.py", ["--log_step=3", "--checkpoint_every=1"]),
     "streamed": ("vanilla_gan.py", ["--cache_gb=0", "--num_workers=2"]),
-    "penalties": ("vanilla_gan.py", ["--r1_gamma=1", "--r2_gamma=1", "--penalty_every=2"]),
+    "penalties": ("vanilla_gan.py", ["--r1_gamma=1", "--r2_gamma=1", "--penalty_every=2", "--lambda_modes=0.1"]),
     "initial": ("vanilla_gan.py", ["--init_from={root}/vanilla-one", "--seed=12"]),
     "cycle": ("cycle_gan.py", ["--pool_size=5", "--use_cycle_consistency_loss", "--use_identity_loss"]),
 }

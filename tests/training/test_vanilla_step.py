@@ -20,6 +20,7 @@ pytestmark = pytest.mark.golden
 
 CPU = torch.device("cpu")
 OPTIONS = VanillaOptions(image_size=32, conv_dim=2, noise_size=4, use_diffaug="translation,cutout", ema_decay=0.9)
+MODES = dataclasses.replace(OPTIONS, lambda_modes=0.02)
 R3GAN = dataclasses.replace(OPTIONS, gan_mode="relativistic", r1_gamma=3.0, r2_gamma=5.0, penalty_every=4)
 
 
@@ -44,7 +45,8 @@ def by_hand(state, real, options, with_penalty, wrong=None):
     """Plain autograd and Adam: D on real and fake, then G through the new D, on the same latents."""
     G, D = state.networks["G"], state.networks["D"]
     adam_g, adam_d = (torch.optim.Adam(n.parameters(), options.lr, (options.beta1, options.beta2)) for n in (G, D))
-    fake = G(sample_latents(len(real), options.noise_size, CPU))
+    z = sample_latents(len(real), options.noise_size, CPU)
+    fake = G(z)
     real_logits = D(diff_augment(real, options.use_diffaug))
     fake_logits = D(diff_augment(fake.detach(), options.use_diffaug))
     if wrong == "labels swapped":
@@ -74,8 +76,14 @@ def by_hand(state, real, options, with_penalty, wrong=None):
         losses["G"] = F.softplus(sign * (real_logits - logits)).mean()
     else:
         losses["G"] = ((logits - (0 if wrong == "G trained to lose" else 1)) ** 2).mean()
+    total = losses["G"]
+    if options.lambda_modes:
+        images = diff_augment(fake, options.use_diffaug) if wrong == "modes of augmented images" else fake
+        images = images.detach() if wrong == "modes have no gradient" else images
+        losses["modes"] = 1 / ((images[0] - images[1]).abs().mean() / (z[0] - z[1]).abs().mean() + 1e-5)
+        total = total + (1 if wrong == "modes without weight" else options.lambda_modes) * losses["modes"]
     G.zero_grad()
-    losses["G"].backward()
+    total.backward()
     adam_g.step()
     return losses
 
@@ -99,7 +107,7 @@ def difference(options=OPTIONS, with_penalty=False, wrong=None):
 
 
 @pytest.mark.parametrize("with_penalty", [False, True])
-@pytest.mark.parametrize("options", [OPTIONS, R3GAN], ids=["lsgan", "relativistic"])
+@pytest.mark.parametrize("options", [OPTIONS, MODES, R3GAN], ids=["lsgan", "mode seeking", "relativistic"])
 def test_update(options, with_penalty):
     options = dataclasses.replace(options, r1_gamma=3.0, r2_gamma=5.0) if with_penalty else options
     assert difference(options, with_penalty) < 2e-6
@@ -115,6 +123,11 @@ def test_wrong_updates_are_rejected(wrong):
 @pytest.mark.parametrize("wrong", ["labels swapped", "G trained to lose"])
 def test_wrong_relativistic_updates_are_rejected(wrong):
     assert difference(R3GAN, wrong=wrong) > 1e-4
+
+
+@pytest.mark.parametrize("wrong", [None, "modes of augmented images", "modes have no gradient", "modes without weight"])
+def test_wrong_mode_seeking_is_rejected(wrong):
+    assert (difference(MODES, wrong=wrong) > 1e-4) == (wrong is not None)
 
 
 @pytest.mark.parametrize("wrong", ["interval forgotten", "R1 is R2", "no half", "penalty has no gradient"])
