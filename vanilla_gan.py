@@ -106,9 +106,10 @@ def main(request: VanillaOptions) -> int:
     """Train as the command line says; return the exit code."""
     run, options = open_run(request)
     device, precision = set_up(options)
-    if options.lambda_modes and options.batch_size < 2 * count_processes():
-        raise UserError(f"--lambda_modes: compares pairs, and --batch_size is {options.batch_size}; "
-                        f"use at least {2 * count_processes()}")  # fmt: skip
+    if options.lambda_modes and count_processes() > 1 and options.batch_size % (2 * count_processes()):
+        pairs = 2 * count_processes()
+        raise UserError(f"--batch_size: {options.batch_size} leaves images without a partner for --lambda_modes in "
+                        f"{count_processes()} processes; use a multiple of {pairs}")  # fmt: skip
     state = TrainingState.create(build_networks(options), {"G": ["G"], "D": ["D"]}, ["G"], options, device, precision)
     load_initial_weights(state, run, options)
     data = load_images(options, device, run.recorded_images)

@@ -128,15 +128,16 @@ class CommonOptions:
     amp: str = option(
         "auto", "mixed precision; auto: bf16 on a GPU with bf16 and on a CPU with AVX512_BF16, else off", "Machine",
         choices=("auto", "off", "bf16", "fp16"), resumable=True)
-    threads: int | None = option(
-        None, "threads of PyTorch on a CPU; default: one per core, and fewer while other programs use the cores, which "
-        "changes results by rounding", "Machine", at_least=1, at_most=1000, resumable=True, metavar="N")
+    threads: int = option(
+        0, "threads of PyTorch on a CPU; 0: one per core, and fewer while other programs use the cores, which changes "
+        "results by rounding", "Machine", at_least=0, at_most=1000, resumable=True, metavar="N")
     compile: bool = option(
         False, "compile the networks with torch.compile (takes a minute at start)", "Machine")
     cuda_graph: bool = option(
         True, "on CUDA, record whole steps and replay them: the same result, faster", "Machine", resumable=True)
     deterministic: bool = option(
-        False, "use only deterministic kernels, so that a run on a GPU can be repeated exactly", "Machine")
+        False, "use only deterministic kernels and all threads, so that a run can be repeated exactly, also on a GPU",
+        "Machine")
     # fmt: on
 
     def check(self) -> None:

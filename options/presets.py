@@ -25,7 +25,7 @@ _LARGE: dict[str, Any] = dict(
 # fmt: off
 DCGAN_PRESETS: dict[str, Preset] = {
     "toy_cats": (
-        "the embedded toy cats, used without --data: the settings of few_images, 1,600 iterations",
+        "the embedded toy cats, used without --data: as few_images, with a moving average of 0.99, 1,600 iterations",
         dict(_FEW, noise_size=32, self_modulation=True, ema_decay=0.99, train_iters=1600)),
     "hasey": (
         "Hasey: grumpy cats, transposed convolutions, batch norm, deluxe, 100 epochs",

@@ -24,7 +24,8 @@ class VanillaOptions(CommonOptions):
     conv_dim: int = option(32, "channels of the layers next to the image", "Networks", at_least=1)
     noise_size: int = option(100, "length of the latent z", "Networks", at_least=1)
     self_modulation: bool = option(
-        False, "the latent z scales and shifts every layer of G (Chen et al. 2019): more varied images", "Networks")
+        False, "the latent z scales and shifts every layer of G but the last (Chen et al. 2019): more varied images",
+        "Networks")
     lambda_modes: float = option(
         0.0, "weight of the mode seeking loss (Mao et al. 2019): different latents give different images",
         "Objective", at_least=0)
@@ -35,6 +36,12 @@ class VanillaOptions(CommonOptions):
         "nearest", "generator's up-sampling; nearest: x2 then conv 3x3, deconv: transposed conv k4", "Networks",
         choices=("nearest", "deconv"))
     # fmt: on
+
+    def check_combinations(self) -> None:
+        """Raise ValueError if options contradict each other."""
+        super().check_combinations()
+        if self.lambda_modes and self.batch_size == 1:
+            raise ValueError("--lambda_modes: compares pairs of images, and --batch_size is 1; use at least 2")
 
 
 @dataclass(frozen=True, kw_only=True)

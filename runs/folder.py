@@ -255,7 +255,7 @@ class Run:
         self._log_file.open(self.folder / "log.txt")
         make_durable_folder(self.samples)
         self.save_options(options)
-        sessions, now = read_sessions(self.folder), describe_environment(device, precision, reason)
+        sessions, now = read_sessions(self.folder), describe_environment(device, precision, reason, options.threads)
         write_json(self.folder / "environment.json", [*sessions, now])
         if self.resumed_step is not None and sessions:
             changes = why_inexact(sessions[-1], now)

@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 EXACTNESS_KEYS = ("torch", "device", "precision", "cpu", "threads", "processes")
 
 
-def describe_environment(device: "torch.device", precision: str, reason: str = "") -> dict[str, Any]:
-    """Return the command line, versions, device, precision and git commit of this process, as plain types."""
+def describe_environment(device: "torch.device", precision: str, reason: str = "", threads: int = 0) -> dict[str, Any]:
+    """Return the command line, versions, device, precision and git commit of this process, as plain types.
+
+    Args:
+        threads: of --threads; 0: as many as PyTorch has.
+    """
     import numpy as np
     import torch  # here, because report.py reads these records and does not need torch
     from PIL import Image
@@ -49,7 +53,7 @@ def describe_environment(device: "torch.device", precision: str, reason: str = "
         "precision_reason": reason,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
-        "threads": torch.get_num_threads(),
+        "threads": threads or torch.get_num_threads(),
         "processes": count_processes(),
         "process": os.getpid(),
         "host": platform.node(),

@@ -129,7 +129,7 @@ def set_up(options: "CommonOptions") -> tuple[torch.device, Precision]:
     """Choose device and precision, join the other processes, and give all of them the same seed.
 
     Args:
-        options: device, amp, batch_size, seed, deterministic, threads.
+        options: device, amp, batch_size, seed, deterministic.
 
     Raises:
         UserError: a device or precision that is not available, or a batch that cannot be shared.
@@ -144,6 +144,4 @@ def set_up(options: "CommonOptions") -> tuple[torch.device, Precision]:
         precision = choose_precision("off", chosen)._replace(reason="--amp auto: another process lacks bf16")
     seed_everything(options.seed, options.deterministic)
     tune_malloc()
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
     return chosen, precision

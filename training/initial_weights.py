@@ -85,6 +85,8 @@ def select_fitting(network: nn.Module, weights: dict[str, Tensor]) -> tuple[dict
         layer that does not fit a text.
     """
     own = network.state_dict()
+    names = {key.replace(".stage.", "."): key for key in own}  # a stage within a ModulatedStage is such a stage, too
+    weights = {names.get(key.replace(".stage.", "."), key): value for key, value in weights.items()}
     misfits: dict[str, str] = {}  # layer -> text
     for key in dict.fromkeys([*own, *weights]):
         here, there = ("x".join(map(str, side[key].shape)) if key in side else None for side in (own, weights))

@@ -64,7 +64,8 @@ def capture(compute: Callable[[], Losses], stream: torch.cuda.Stream) -> tuple[C
 class StepRunner:
     """Runs training steps: batch, update of the networks, moving averages.
 
-    On a CPU fewer threads work while other programs use the cores, except with --threads and --deterministic.
+    On a CPU fewer threads work while other programs use the cores, except with --threads and --deterministic. With
+    --compile each number of threads would be compiled again.
 
     On CUDA a step of small networks is hundreds of short kernels that take longer to launch than to run. After a
     warm-up, each kind of step (with and without gradient penalties) is captured once as a CUDA graph and then replayed:
@@ -79,8 +80,9 @@ class StepRunner:
         self.state, self.data, self.options, self.train_step = state, data, options, train_step
         self.graphs: dict[bool, tuple[Callable[[], None], Losses]] = {}
         self.steps_taken = {False: 0, True: 0}  # by kind: with gradient penalties or without
-        is_fixed = options.threads is not None or options.deterministic
-        self.threads = SparingThreads(is_fixed or state.device.type != "cpu" or count_processes() > 1)
+        is_fixed = options.threads > 0 or options.deterministic or options.compile
+        is_fixed |= state.device.type != "cpu" or count_processes() > 1
+        self.threads = SparingThreads(options.threads, is_fixed)
         self.stream = torch.cuda.Stream(state.device) if state.device.type == "cuda" else None
         if self.stream is not None and (reason := graph_obstacle(state, data, options)) is not None:
             LOG.info("No CUDA graph: %s", reason)

@@ -245,6 +245,21 @@ def test_partial_needs_a_run(folder, capsys):
     assert "--partial: does nothing without --init_from; add that flag" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flags", [[], ["--self_modulation"]])
+def test_plain_and_self_modulated_stages_fit_each_other(folder, flags):
+    """Only the modulation itself is new, or is left out."""
+    other = [] if flags else ["--self_modulation"]
+    assert start(folder, "vanilla_gan.py", f"from{flags}", *flags, "--seed=4") == 0
+    source = f"--init_from={folder / f'from{flags}'}"
+    assert start(folder, "vanilla_gan.py", f"to{flags}", *other, source, "--partial", FROZEN) == 0
+    before, after = (FinishedRun(folder / f"{name}{flags}").checkpoint()["ema"]["G"] for name in ("from", "to"))
+    taken = [key for key in before if "modulation" not in key]
+    names = {key.replace(".stage.", "."): key for key in after}
+    assert len(taken) == 5, "four kernels and a bias"
+    for key in taken:
+        assert_same(before[key], after[names[key.replace(".stage.", ".")]])
+
+
 def test_a_network_without_a_fitting_kernel_is_new(folder, capsys):
     """A bias that happens to have the same shape is not taken alone: its kernel is new."""
     flags = [*NETWORKS["vanilla_gan.py"], f"--init_from={folder / 'old-vanilla_gan.py'}", "--partial"]

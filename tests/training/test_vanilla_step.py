@@ -7,13 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import vanilla_gan
 from diff_augment import diff_augment
 from models import sample_latents
 from options import VanillaOptions
 from system.device import choose_precision
 from tests.conftest import assert_same
 from training.state import TrainingState
-from utils import image_grid
+from utils import UserError, image_grid
 from vanilla_gan import build_networks, draw_samples, train_step
 
 pytestmark = pytest.mark.golden
@@ -170,3 +171,19 @@ def test_grid_shows_the_average_in_eval_mode():
     assert not torch.equal(grid, image_grid(state.networks["G"](z), 8))
     assert_same(dict(before), dict(state.networks["G"].state_dict()))
     assert state.networks["G"].training
+
+
+@pytest.mark.parametrize(("size", "processes", "fits"), [(6, 1, True), (3, 1, True), (6, 2, False), (8, 2, True)])
+def test_processes_that_cut_pairs_apart_are_refused(size, processes, fits, monkeypatch):
+    """With an odd part, the last image of each process would have no partner."""
+
+    def stop(*_):
+        raise InterruptedError
+
+    options = dataclasses.replace(MODES, batch_size=size, device="cpu")
+    monkeypatch.setattr(vanilla_gan, "count_processes", lambda: processes)
+    monkeypatch.setattr(vanilla_gan, "open_run", lambda request: (None, request))
+    monkeypatch.setattr(vanilla_gan, "build_networks", stop)
+    with pytest.raises(InterruptedError if fits else UserError) as raised:
+        vanilla_gan.main(options)
+    assert fits or "--batch_size: 6 leaves images without a partner" in str(raised.value)
