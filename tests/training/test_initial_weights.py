@@ -252,7 +252,7 @@ def test_plain_and_self_modulated_stages_fit_each_other(folder, flags):
     assert start(folder, "vanilla_gan.py", f"from{flags}", *flags, "--seed=4") == 0
     source = f"--init_from={folder / f'from{flags}'}"
     assert start(folder, "vanilla_gan.py", f"to{flags}", *other, source, "--partial", FROZEN) == 0
-    before, after = (FinishedRun(folder / f"{name}{flags}").checkpoint()["ema"]["G"] for name in ("from", "to"))
+    before, after = (FinishedRun(folder / f"{name}{flags}").checkpoint()["networks"]["G"] for name in ("from", "to"))
     taken = [key for key in before if "modulation" not in key]
     names = {key.replace(".stage.", "."): key for key in after}
     assert len(taken) == 5, "four kernels and a bias"
