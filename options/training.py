@@ -41,7 +41,9 @@ class VanillaOptions(CommonOptions):
         """Raise ValueError if options contradict each other."""
         super().check_combinations()
         if self.lambda_modes and self.batch_size == 1:
-            raise ValueError("--lambda_modes: compares pairs of images, and --batch_size is 1; use at least 2")
+            raise ValueError(
+                "--lambda_modes: compares pairs of images, and --batch_size is 1; use at least 2, or --lambda_modes 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
