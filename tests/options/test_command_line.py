@@ -209,7 +209,7 @@ def test_the_default_name_tells_script_data_augmentation_and_losses():
     assert default_stem(parse()) == "vanilla_gan-toy_cats-basic-vanilla-diffaug"
     named = parse("--data=a/b/", "--data_aug=deluxe", "--gan_mode=hinge")
     assert default_stem(named) == "vanilla_gan-b-deluxe-hinge"
-    assert default_stem(parse_cycle()) == "cycle_gan-toy_cats-basic-lsgan-cycle-L1-identity-diffaug"
+    assert default_stem(parse_cycle()) == "cycle_gan-toy_cats-basic-vanilla-cycle-L1-identity-diffaug"
     assert default_stem(parse_cycle("--X=a/b", "--Y=c")) == "cycle_gan-b-c-basic-lsgan"
     assert default_stem(parse_cycle("--preset=hasey")).startswith("cycle_gan-grumpifyAprocessed-grumpifyBprocessed-")
     with_cycle = parse_cycle("--data=d", "--use_cycle_consistency_loss", "--loss_type=SSIM")

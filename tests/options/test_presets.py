@@ -117,6 +117,8 @@ def test_few_images_is_one_recipe_in_both_scripts():
     assert shared.items() <= dcgan.items() and "data" not in dcgan, "for any folder"
     toy_cats = VanillaOptions.PRESETS["toy_cats"][1]
     assert toy_cats == {**dcgan, "ema_decay": 0.99, "train_iters": 1600, "lambda_modes": 0.3}, "for a short run"
+    toy_cats = CycleOptions.PRESETS["toy_cats"][1]
+    assert toy_cats == {**cyclegan, "ema_decay": 0.99, "train_iters": 800, "use_identity_loss": True}
 
 
 def test_the_dcgan_of_leos_faces():
