@@ -59,8 +59,8 @@ DCGAN_PRESETS: dict[str, Preset] = {
 
 CYCLEGAN_PRESETS: dict[str, Preset] = {
     "toy_cats": (
-        "the embedded toy cats, used without images: as few_images, with the identity loss and a moving average of 0.99, "
-        "800 iterations",
+        "the embedded toy cats, used without images: as few_images, with the identity loss and a moving average of "
+        "0.99, 800 iterations",
         dict(_FEW, use_cycle_consistency_loss=True, use_identity_loss=True, ema_decay=0.99, train_iters=800)),
     "hasey": (
         "Hasey: gray and grumpy cats, transposed convolutions, batch norm, MSE cycle loss, 100,000 iterations",
