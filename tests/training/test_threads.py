@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import time
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import training.steps
+import training.threads
 from options import VanillaOptions
 from tests.conftest import MODULES, FinishedRun, resume, train
 from training.steps import StepRunner
@@ -86,7 +88,9 @@ def test_threads_without_a_core_rest(machine, busy, left):
     assert torch.get_num_threads() == 4, "restored"
 
 
-def test_all_threads_are_tried_again_and_stay_when_the_cores_are_free(machine):
+def test_all_threads_are_tried_again_and_stay_when_the_cores_are_free(machine, monkeypatch):
+    levels = []
+    monkeypatch.setattr(training.threads.LOG, "log", lambda level, *_: levels.append(level))
     with SparingThreads() as threads:
         machine.busy = 1.0
         seen = work(threads, machine, 4 * threads.REST * threads.WINDOW)
@@ -97,6 +101,7 @@ def test_all_threads_are_tried_again_and_stay_when_the_cores_are_free(machine):
         assert changes(work(threads, machine, 200)) == [4]
         machine.busy = 2.0
         assert changes(work(threads, machine, 3 * threads.WINDOW)) == [4, 2]
+    assert levels == [logging.INFO] + [logging.DEBUG] * 4, "said once, and kept in log.txt"
 
 
 def test_a_trial_sees_how_many_cores_are_free_now(machine):
@@ -109,8 +114,8 @@ def test_a_trial_sees_how_many_cores_are_free_now(machine):
         assert changes(work(threads, machine, threads.REST * threads.WINDOW + 20))[-2:] == [4, 3]
 
 
-@pytest.mark.parametrize("serial", [0.1, 0.3, 0.6])
-def test_work_that_is_not_parallel_keeps_its_threads(machine, serial, caplog):
+@pytest.mark.parametrize("serial", [0.1, 0.3, 0.6, 1.0])
+def test_work_that_is_not_parallel_keeps_its_threads(machine, serial):
     """The other threads sleep meanwhile, as if they had no core. But fewer threads are not faster."""
     machine.serial = serial
     with SparingThreads() as threads:
@@ -181,6 +186,9 @@ def test_a_run_on_a_gpu_or_of_several_processes_keeps_its_threads(monkeypatch):
             monkeypatch.setattr(training.steps, "count_processes", lambda processes=processes: processes)
             state = SimpleNamespace(device=torch.device(device))
             assert StepRunner(state, {}, VanillaOptions(), None).threads._is_fixed == fixed
+        monkeypatch.undo()
+        compiled = StepRunner(SimpleNamespace(device=torch.device("cpu")), {}, VanillaOptions(compile=True), None)
+        assert compiled.threads._is_fixed, "each number of threads would be compiled"
     finally:
         torch.set_num_threads(1)
 
