@@ -75,17 +75,18 @@ class SparingThreads:
             if step < self._fast or fewer >= self.all:
                 LOG.debug("All %d threads work again", self.all)
                 return
+            LOG.debug("All %d threads were tried; %d work from here on", self.all, fewer)
         else:
             self._lacking = self._lacking + 1 if fewer < self.all else 0
             if self._lacking < 2:
                 return
+            LOG.log(
+                logging.DEBUG if self._is_announced else logging.INFO,
+                "Other programs use the cores, so %d of %d threads work for now. Results may differ by rounding; "
+                "--threads %d keeps all threads, and is slower", fewer, self.all, self.all,
+            )  # fmt: skip
+            self._is_announced = True
         torch.set_num_threads(fewer)
-        LOG.log(
-            logging.DEBUG if self._is_announced else logging.INFO,
-            "Other programs use the cores, so %d of %d threads work for now. Results may differ by rounding; "
-            "--threads %d keeps all threads", fewer, self.all, self.all,
-        )  # fmt: skip
-        self._is_announced = True
         self._slow, self._fast, self._lacking, self._rest = step, 0.0, 0, self.REST
 
     def _judge_fewer(self, step: float, _: float) -> None:

@@ -181,6 +181,7 @@ def test_hints():
     assert hints(VanillaOptions, "--data=x", "--use_diffaug", images=10) == []
     [small] = hints(VanillaOptions, "--data=x", images=10)
     assert "only 10 images" in small and "try --use_diffaug" in small
+    assert hints(CycleOptions, images=200, iterations=800) == [], "the length of the toy cats is chosen"
     [short] = hints(VanillaOptions, "--data=x", iterations=7)
     assert "7 iterations" in short and "--train_iters 3000" in short
     cycle, same = hints(CycleOptions, "--X=a", "--Y=a")
