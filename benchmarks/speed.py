@@ -231,11 +231,9 @@ def table(rows: list[dict[str, Any]], machine: str) -> str:
     ]
     for row in rows:
         key = "device_memory_mb" if "device_memory_mb" in row["ours"] else "memory_mb"
-        busy = (
-            ""
-            if row["busy"] is None
-            else f"{row['busy']['rate']:.3g} ({row['busy']['rate'] / row['ours']['rate']:.0%})"
-        )
+        busy = ""
+        if row["busy"] is not None:
+            busy = f"{row['busy']['rate']:.3g} ({row['busy']['rate'] / row['ours']['rate']:.0%})"
         lines.append(
             f"| {row['case']} | {row['precision']} | {row['plain']['rate']:.3g} | {row['ours']['rate']:.3g} "
             f"| {row['ratio']:.2f} ({', '.join(f'{ratio:.2f}' for ratio in row['ratios'])}) | {row['gflop']:.1f} "
@@ -256,9 +254,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--amp", default="auto", choices=("auto", "off", "bf16"), help="of the project (default: auto)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument(
-        "--side", choices=("plain", "ours", "busy", "floor"), help=argparse.SUPPRESS
-    )  # of a child process
+    sides = ("plain", "ours", "busy", "floor")
+    parser.add_argument("--side", choices=sides, help=argparse.SUPPRESS)  # of a child process
     options = parser.parse_args(arguments)
     if options.seconds <= 0 or options.rounds < 1:
         parser.error("--seconds and --rounds: use numbers above 0")

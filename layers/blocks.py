@@ -86,9 +86,7 @@ class ModulatedStage(nn.Module):
         super().__init__()
         self.stage = stage
         self.modulation = nn.Linear(noise_size, 2 * channels)
-        nn.init.normal_(
-            self.modulation.weight, std=0.5 / noise_size**0.5
-        )  # a and b begin with a deviation of about 0.3
+        nn.init.normal_(self.modulation.weight, std=0.5 / noise_size**0.5)  # a and b: a deviation of about 0.3
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ class SparingThreads:
     """The number of PyTorch's threads, as a context; fewer of them work while other programs use the cores.
 
     PyTorch's threads wait for each other at every layer. If another program takes the core of one thread, the others
-    wait for it: beside one busy program, two threads on two cores make less than half of the progress of one.
+    wait for it: beside one busy program, two threads on two cores make about half of the progress of one.
 
     The processor time of this process shows whether each thread had a core. If a third of a core or more is missing in
     two windows one after the other, only as many threads work as had a core, if steps are faster then. Later all
