@@ -142,6 +142,12 @@ def test_a_penalty_without_weight_is_not_computed():
     assert "R2" in losses and "R1" not in losses
 
 
+def test_every_loss_has_a_panel():
+    options = dataclasses.replace(R3GAN, lambda_modes=0.1)
+    losses = train_step(make(options), {"images": real_images()}, options, True)
+    assert sorted(losses) == sorted(name for names in vanilla_gan.PANELS.values() for name in names)
+
+
 def test_update_leaves_no_gradients():
     state = make()
     train_step(state, {"images": torch.zeros(2, 3, 32, 32)}, R3GAN, True)
