@@ -35,6 +35,7 @@ from runs.open_run import open_run
 from system.device import set_up
 from system.processes import gather_batch, local_shard
 from system.program import run_main
+from training.feature_matching import build_feature_matching
 from training.initial_weights import load_initial_weights
 from training.loop import Recipe, train
 from training.state import TrainingState
@@ -45,6 +46,7 @@ from utils import grid_columns, image_grid
 PANELS = {
     "Discriminators": ["D_X", "D_Y"],
     "Generators": ["G_adversarial", "cycle", "identity"],
+    "Feature matching": ["features"],
     "Gradient penalties": ["R1", "R2"],
 }
 
@@ -96,7 +98,8 @@ def train_step(
 
     # Update both G: minimize generator(D_Y(G_XtoY(x))) + generator(D_X(G_YtoX(y)))
     #     + lambda_cycle (|G_YtoX(G_XtoY(x)) - x| + |G_XtoY(G_YtoX(y)) - y|)
-    #     + lambda_identity (|G_XtoY(y) - y| + |G_YtoX(x) - x|), the last two if asked for.
+    #     + lambda_identity (|G_XtoY(y) - y| + |G_YtoX(x) - x|)
+    #     + lambda_features (MMD(G_XtoY(x), y) + MMD(G_YtoX(y), x)), the last three if asked for.
     with state.precision.autocast():
         y_logits = discriminate(D_Y, *([y, fake_y] if loss.is_relativistic else [fake_y]))
         x_logits = discriminate(D_X, *([x, fake_x] if loss.is_relativistic else [fake_x]))
@@ -109,6 +112,9 @@ def train_step(
             weight = options.lambda_cycle / 2 if options.lambda_identity is None else options.lambda_identity
             losses["identity"] = F.l1_loss(same_y, y) + F.l1_loss(same_x, x)
             G_total = G_total + weight * losses["identity"]
+        if options.lambda_features:
+            losses["features"] = state.matching["Y"](fake_y) + state.matching["X"](fake_x)
+            G_total = G_total + options.lambda_features * losses["features"]
     backward_and_step(G_total, state.optimizers["G"], state.precision.scaler)
 
     # Update both D: minimize the sum of discriminator(D_X(x), D_X(fake x)), with fakes from the pool; the same for y
@@ -156,6 +162,7 @@ def main(request: CycleOptions) -> int:
     state = TrainingState.create(build_networks(options), groups, groups["G"], options, device, precision, pools)
     load_initial_weights(state, run, options)
     data = load_images(options, device, run.recorded_images)
+    state.matching = build_feature_matching(data, options)
     options = options.with_value_ranges([images.value_range for images in data.values()])
     count = grid_columns(options.image_size) ** 2 // 4
     fixed = {domain: images.preview_images(count) for domain, images in data.items()}

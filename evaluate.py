@@ -33,8 +33,15 @@ from typing import Any
 import torch
 
 from generation.trained import Trained, load_trained
-from metrics.evaluation import Comparison, Evaluator, RealImages, load_real_images, make_comparisons
-from metrics.features import Features, UnavailableError, load_features
+from metrics.evaluation import (
+    Comparison,
+    Evaluator,
+    RealImages,
+    load_real_images,
+    make_comparisons,
+    warn_of_taught_features,
+)
+from metrics.features import Features, load_features
 from metrics.folders import read_folder, read_folders
 from metrics.report import (
     MIN_IMAGES_FOR_COVERAGE,
@@ -51,7 +58,7 @@ from runs.tables import read_metrics
 from system.device import choose_device, tune_malloc
 from system.files import require_writable
 from system.program import run_main
-from utils import LOG, UserError
+from utils import LOG, UnavailableError, UserError
 
 
 def read_run(options: EvaluateOptions, device: torch.device) -> tuple[Trained, RealImages]:
@@ -170,6 +177,7 @@ def measure(options: EvaluateOptions) -> dict[str, Any]:
         comparisons = make_comparisons(
             trained.generators, real, trained.options, device, options.seed, options.num_images
         )
+        warn_of_taught_features(trained.options, features)
     if not features.is_inception:
         LOG.info("Distances use the features %s; they are not FID and not comparable with it", features.name)
 

@@ -102,6 +102,31 @@ def mode_seeking_loss(z: Tensor, images: Tensor) -> Tensor:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# Feature matching
+
+
+def mean_kernel(a: Tensor, b: Tensor, leave_out_diagonal: bool = False) -> Tensor:
+    """Return the mean similarity of the rows of a and of b, the sum of five kernels c / (c + |a - b|^2).
+
+    The c are 0.2, 0.5, 1, 2 and 5 times the mean squared distance of features with a variance of 1 (the kernel and the
+    factors of Binkowski et al. 2018, "Demystifying MMD GANs", arXiv:1801.01401, to their choice of units).
+
+    Args:
+        a, b: features (N, d) and (M, d), each with a variance of about 1.
+        leave_out_diagonal: a and b are the same rows, and no row is compared with itself.
+    """
+    a, b = a.float(), b.float()
+    squared = (a.square().sum(dim=1)[:, None] + b.square().sum(dim=1) - 2 * a @ b.T).clamp(min=0)  # (N, M)
+    typical = 2 * a.shape[1]  # E|a - b|^2 = 2 d
+    kernel = sum(
+        (scale * typical / (scale * typical + squared) for scale in (0.2, 0.5, 1, 2, 5)), torch.zeros_like(squared)
+    )
+    if leave_out_diagonal:
+        return (kernel.sum() - kernel.diagonal().sum()) / (len(a) * (len(a) - 1))
+    return kernel.mean()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # Distances between images
 
 

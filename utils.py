@@ -27,6 +27,10 @@ class UserError(Exception):
     """An error the user can fix. Its message is one line: what is wrong, the value found, the remedy."""
 
 
+class UnavailableError(UserError):
+    """The weights of Inception, or the packages with EfficientNet-Lite0, are not on this machine."""
+
+
 class NonFiniteError(Exception):
     """A loss or weight became NaN or infinite. The message names it and the iteration."""
 

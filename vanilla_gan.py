@@ -31,6 +31,7 @@ from runs.open_run import open_run
 from system.device import set_up
 from system.processes import count_processes, draw_shard
 from system.program import run_main
+from training.feature_matching import build_feature_matching
 from training.initial_weights import load_initial_weights
 from training.loop import Recipe, train
 from training.state import TrainingState
@@ -38,7 +39,12 @@ from training.steps import backward_and_step
 from utils import UserError, grid_columns, image_grid
 
 # Panels of losses.png: title -> the losses that it shows, as far as the run has them.
-PANELS = {"": ["D_real", "D_fake", "D_total", "G"], "Mode seeking": ["modes"], "Gradient penalties": ["R1", "R2"]}
+PANELS = {
+    "": ["D_real", "D_fake", "D_total", "G"],
+    "Mode seeking": ["modes"],
+    "Feature matching": ["features"],
+    "Gradient penalties": ["R1", "R2"],
+}
 
 
 def build_networks(options: VanillaOptions) -> dict[str, nn.Module]:
@@ -82,12 +88,15 @@ def train_step(
     backward_and_step(D_total, state.optimizers["D"], state.precision.scaler)
 
     # Update G: minimize generator(D(G(z))); for LSGAN mean((D(G(z)) - 1)^2).
-    #     + lambda_modes |z1 - z2| / |G(z1) - G(z2)|
+    #     + lambda_modes |z1 - z2| / |G(z1) - G(z2)| + lambda_features MMD(G(z), x), if asked for.
     with state.precision.autocast():
         losses["G"] = G_total = loss.generator(*discriminate(*([real, fake] if loss.is_relativistic else [fake])))
     if options.lambda_modes:
         losses["modes"] = mode_seeking_loss(z, fake)
         G_total = G_total + options.lambda_modes * losses["modes"]
+    if options.lambda_features:
+        losses["features"] = state.matching["images"](fake)
+        G_total = G_total + options.lambda_features * losses["features"]
     backward_and_step(G_total, state.optimizers["G"], state.precision.scaler)
 
     return {name: value.detach() for name, value in losses.items()}
@@ -113,6 +122,7 @@ def main(request: VanillaOptions) -> int:
     state = TrainingState.create(build_networks(options), {"G": ["G"], "D": ["D"]}, ["G"], options, device, precision)
     load_initial_weights(state, run, options)
     data = load_images(options, device, run.recorded_images)
+    state.matching = build_feature_matching(data, options)
     options = options.with_value_ranges([images.value_range for images in data.values()])
     evaluate = periodic_evaluation({"z": lambda z: state.generate("G", z)}, data, options, device)
     recipe = Recipe(train_step, draw_samples, diagnose_dcgan, give_hints, PANELS, evaluate)

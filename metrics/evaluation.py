@@ -13,13 +13,13 @@ from data_loader import ImageBatches
 from images.decoding import decode_all
 from images.source import ImageSource
 from metrics.distances import Measurement, compare, compare_pairs, nearest, pairwise_ssim
-from metrics.features import Features, UnavailableError, extract_features, load_features
+from metrics.features import Features, extract_features, load_features
 from metrics.variety import describe_variety
 from models import sample_latents
 from runs.records import describe_changes
 from sources.domains import find_domains
 from system.processes import rank
-from utils import LOG, UserError, from_uint8, to_uint8
+from utils import LOG, UnavailableError, UserError, from_uint8, to_uint8
 
 if TYPE_CHECKING:
     from options.training import CycleOptions, VanillaOptions
@@ -260,6 +260,15 @@ class Evaluator:
         return found
 
 
+def warn_of_taught_features(options: "VanillaOptions | CycleOptions", features: Features) -> None:
+    """Warn if the generators were trained to match real images in the features that now judge them."""
+    if options.lambda_features and features.name == "imagenet":
+        LOG.warning(
+            "--lambda_features trains G in these same features, so the distances are too small to compare with runs "
+            "without it; --features inception judges both alike"
+        )
+
+
 def periodic_evaluation(
     generators: Mapping[str, Generator],
     data: Mapping[str, ImageBatches],
@@ -280,6 +289,7 @@ def periodic_evaluation(
         features = load_features(options.features, options.inception_weights, device)
     except UnavailableError as error:
         raise UserError(f"--features {options.features}: {error}, or use --features pixels") from None
+    warn_of_taught_features(options, features)
     sources = {(name, "train"): images.source for name, images in data.items()}
     if len(data) > 1:
         sources |= {(name, "test"): images.test for name, images in data.items()}

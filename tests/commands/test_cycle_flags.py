@@ -80,6 +80,7 @@ FLAGS = {
     "gan_mode": (["--gan_mode=hinge"], lambda r: first_loss(r, "D_X") > 1.7),
     "r1_gamma": (["--r1_gamma=3"], lambda r: "R1" in r.rows()[0] and first_loss(r, "R1") > 0),
     "r2_gamma": (["--r2_gamma=3"], lambda r: "R2" in r.rows()[0] and first_loss(r, "R2") > 0),
+    "lambda_features": (["--lambda_features=1"], lambda r: "features" in r.rows()[0] and first_loss(r, "features") > 0),
     "lr": (["--lr=0.125"], lambda r: test_vanilla_flags.lrs(r) == [0.125] * 2),
     "ema_decay": (["--ema_decay=0"], lambda r: r.checkpoint()["ema"] == {}),
     "sample_every": (["--sample_every=1"], lambda r: len(list(r.folder.glob("samples/sample-*-Y-X.png"))) == 3),
@@ -207,10 +208,10 @@ def test_every_network_is_trained(run_once):
 
 
 def test_the_plot_shows_every_term(run_once):
-    flags = [CYCLE, "--use_identity_loss", "--r1_gamma=1", "--r2_gamma=1"]
+    flags = [CYCLE, "--use_identity_loss", "--lambda_features=1", "--r1_gamma=1", "--r2_gamma=1"]
     columns = set(run_once(*flags, script="cycle_gan.py").rows()[0])
     assert columns - {name for names in cycle_gan.PANELS.values() for name in names} == {"step", "lr", "G_total"}
-    assert list(cycle_gan.PANELS) == ["Discriminators", "Generators", "Gradient penalties"]
+    assert list(cycle_gan.PANELS) == ["Discriminators", "Generators", "Feature matching", "Gradient penalties"]
 
 
 def test_default_name_tells_data_and_losses(domains, tmp_path):

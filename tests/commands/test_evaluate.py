@@ -632,6 +632,17 @@ def test_features_while_training(run_once, tmp_path):
     assert {row["features"] for row in rows_of(run.folder)} == {"mean_color"}
 
 
+def test_features_that_trained_G_are_named_when_they_judge_it(run_once, capsys):
+    """In training and afterwards; not for other features, and not for a run without --lambda_features."""
+    said = "--lambda_features trains G in these same features"
+    taught = run_once("--lambda_features=1", "--eval_every=2", "--features=imagenet", name="taught")
+    assert taught.log.count(said) == 1
+    for features, run, times in (("imagenet", taught, 1), ("pixels", taught, 0), ("imagenet", run_once(), 0)):
+        capsys.readouterr()
+        assert call(run.folder, f"--features={features}") == 0
+        assert capsys.readouterr().out.count(said) == times
+
+
 def test_imagenet_while_training(run_once, photos, tmp_path, monkeypatch, capsys):
     """It is the default. A training without the package stops before its first step, and leaves nothing."""
     assert CommonOptions.features == "imagenet"

@@ -70,6 +70,7 @@ FLAGS = {
     "noise_size": (["--noise_size=9"], lambda r: G(r, "layers.0.0.weight").shape[1] == 9),
     "self_modulation": (["--self_modulation"], lambda r: "layers.0.modulation.bias" in r.checkpoint()["ema"]["G"]),
     "lambda_modes": (["--lambda_modes=0.5"], lambda r: float(r.rows()[-1].get("modes", 0)) > 0),
+    "lambda_features": (["--lambda_features=0.5"], lambda r: float(r.rows()[-1].get("features", 0)) > 0),
     "upsample": (["--upsample=deconv"], lambda r: G(r, "layers.1.0.weight").shape[-1] == 4),
     "checkpoint_dir": (["--checkpoint_dir={tmp}/elsewhere"], lambda r: r.folder.parent.name == "elsewhere"),
     "name": (["--name=other"], lambda r: r.folder.name == "other"),

@@ -10,10 +10,11 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 import data_loader
+import training.feature_matching
 import training.steps
 import vanilla_gan
 from options import parse_command_line
-from system.processes import draw_shard, local_main_first, rank
+from system.processes import draw_shard, gather_batch, local_main_first, local_shard, rank
 from tests.conftest import MODULES, OPTIONS, TINY
 
 # A learning rate so small that the weights stay: rounding differences cannot grow, and the moments of Adam show the
@@ -26,6 +27,7 @@ CASES = {
     "sums": ("vanilla_gan.py", ["--log_step=3", "--checkpoint_every=1"]),
     "streamed": ("vanilla_gan.py", ["--cache_gb=0", "--num_workers=2"]),
     "penalties": ("vanilla_gan.py", ["--r1_gamma=1", "--r2_gamma=1", "--penalty_every=2", "--lambda_modes=0.1"]),
+    "features": ("vanilla_gan.py", ["--lambda_features=1"]),
     "initial": ("vanilla_gan.py", ["--init_from={root}/vanilla-one", "--seed=12"]),
     "cycle": ("cycle_gan.py", ["--pool_size=5", "--use_cycle_consistency_loss", "--use_identity_loss"]),
 }
@@ -74,6 +76,12 @@ def main(root: Path) -> None:
     vanilla_gan.draw_shard = draw_shard
     data_loader.local_shard = lambda batch: batch[: len(batch) // 2]
     run("vanilla-same_images", root)
+    data_loader.local_shard = local_shard
+    training.feature_matching.gather_batch = lambda shard: torch.cat([shard, shard])
+    run("features-own_images", root)
+    training.feature_matching.gather_batch = gather_batch
+    training.feature_matching.count_processes = lambda: 1
+    run("features-halved", root)
     dist.destroy_process_group()  # or a thread of gloo may still run when the interpreter ends, which aborts
 
 

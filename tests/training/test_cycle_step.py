@@ -15,6 +15,7 @@ from models import forward_together
 from options.training import CycleOptions
 from system.device import choose_precision
 from tests.conftest import assert_same
+from training.feature_matching import FeatureMatching
 from training.state import TrainingState
 
 pytestmark = pytest.mark.golden
@@ -24,6 +25,7 @@ PLAIN = CycleOptions(image_size=32, g_conv_dim=2, d_conv_dim=2, disc="patch", em
 EVERYTHING = dataclasses.replace(
     PLAIN, use_cycle_consistency_loss=True, lambda_cycle=7.0, use_identity_loss=True, lambda_identity=2.0
 )
+FEATURES = dataclasses.replace(PLAIN, lambda_features=0.5)
 R3GAN = dataclasses.replace(PLAIN, gan_mode="relativistic", r1_gamma=3.0, r2_gamma=5.0, penalty_every=4)
 
 
@@ -32,7 +34,10 @@ def make(options, amp="off"):
     optimized = {"G": ["G_XtoY", "G_YtoX"], "D": ["D_X", "D_Y"]}
     networks = build_networks(options)
     pools = {"X": ImagePool(options.pool_size), "Y": ImagePool(options.pool_size)}
-    return TrainingState.create(networks, optimized, optimized["G"], options, CPU, choose_precision(amp, CPU), pools)
+    state = TrainingState.create(networks, optimized, optimized["G"], options, CPU, choose_precision(amp, CPU), pools)
+    if options.lambda_features:
+        state.matching = {domain: FeatureMatching([images], CPU) for domain, images in make_batch(9).items()}
+    return state
 
 
 def make_batch(seed=5):
@@ -86,6 +91,10 @@ def by_hand(state, adams, batch, options, with_penalty=False, wrong=None):
         identity = (n["G_XtoY"](a) - a).abs().mean() + (n["G_YtoX"](b) - b).abs().mean()
         total = total + options.lambda_identity * identity
         losses["identity"] = identity
+    if options.lambda_features:
+        X, Y = ("Y", "X") if wrong == "features of the source" else ("X", "Y")
+        losses["features"] = state.matching[Y](fake_y) + state.matching[X](fake_x)
+        total = total + (1 if wrong == "features without weight" else options.lambda_features) * losses["features"]
     adam_g.zero_grad()
     total.backward()
     adam_g.step()
@@ -157,6 +166,11 @@ def test_relativistic_update(with_penalty):
 @pytest.mark.parametrize("wrong", ["pairs of the other domain", "R1 of one domain", "interval forgotten"])
 def test_wrong_relativistic_updates_are_rejected(wrong):
     assert difference(R3GAN, wrong, with_penalty=True) > 1e-4
+
+
+@pytest.mark.parametrize("wrong", [None, "features of the source", "features without weight"])
+def test_feature_matching(wrong):
+    assert (difference(FEATURES, wrong) > 1e-4) == (wrong is not None)
 
 
 def test_identity_weight_is_half_of_the_cycle_weight_by_default():

@@ -21,6 +21,7 @@ from options import CycleOptions, VanillaOptions
 from system.device import choose_precision
 from tests.conftest import assert_same
 from training import steps
+from training.feature_matching import build_feature_matching
 from training.schedule import LR_POLICIES
 from training.state import TrainingState
 from training.steps import StepRunner, graph_obstacle
@@ -38,6 +39,7 @@ CASES = {
     "cycle": CycleOptions(
         **TINY, g_conv_dim=2, d_conv_dim=2, pool_size=6, use_cycle_consistency_loss=True, use_identity_loss=True
     ),
+    "features": VanillaOptions(**TINY, conv_dim=2, noise_size=4, lambda_features=1.0),
     "penalties": VanillaOptions(
         **TINY, conv_dim=2, noise_size=4, gan_mode="relativistic", r1_gamma=1.0, r2_gamma=1.0, penalty_every=2
     ),
@@ -97,6 +99,7 @@ def run(photos, domains, monkeypatch):
         torch.manual_seed(0)
         precision, networks = choose_precision("off", CPU), script.build_networks(options)
         state = TrainingState.create(networks, groups, groups["G"], options, CPU, precision, pools)
+        state.matching = build_feature_matching(images, options)
         for optimizer in state.optimizers.values() if lr_on_device else []:
             optimizer.param_groups[0]["lr"] = torch.tensor(1.0)
         runner = StepRunner(state, images, options, script.train_step)

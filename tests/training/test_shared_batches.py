@@ -46,7 +46,8 @@ def difference(root, name: str, other: str) -> float:
 @pytest.mark.parametrize("name", two_processes.CASES)
 def test_two_processes_compute_the_same_as_one(root, name):
     one, two = FinishedRun(root / f"{name}-one"), FinishedRun(root / f"{name}-two")
-    assert difference(root, f"{name}-one", f"{name}-two") < 2e-5
+    # In EfficientNet-Lite0 other sizes of a batch give other rounding errors, and its ReLU6 have kinks.
+    assert difference(root, f"{name}-one", f"{name}-two") < (2e-3 if name == "features" else 2e-5)
     for a, b in zip(one.rows(), two.rows(), strict=True):
         assert {key: float(value or 0) for key, value in a.items()} == pytest.approx(
             {key: float(value or 0) for key, value in b.items()}, rel=1e-4
@@ -71,6 +72,8 @@ def test_two_processes_continue_a_run_of_one(root):
     assert [row["step"] for row in FinishedRun(root / "vanilla-to_resume").rows()] == ["1", "2", "3"]
 
 
-@pytest.mark.parametrize("wrong", ["not_averaged", "same_noise", "same_images"])
+@pytest.mark.parametrize("wrong", [
+    "vanilla-not_averaged", "vanilla-same_noise", "vanilla-same_images", "features-own_images", "features-halved",
+])  # fmt: skip
 def test_mistakes_are_seen(root, wrong):
-    assert difference(root, "vanilla-one", f"vanilla-{wrong}") > 0.02
+    assert difference(root, f"{wrong.partition('-')[0]}-one", wrong) > 0.02

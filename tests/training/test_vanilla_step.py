@@ -13,6 +13,7 @@ from models import sample_latents
 from options import VanillaOptions
 from system.device import choose_precision
 from tests.conftest import assert_same
+from training.feature_matching import FeatureMatching
 from training.state import TrainingState
 from utils import UserError, image_grid
 from vanilla_gan import build_networks, draw_samples, train_step
@@ -22,13 +23,16 @@ pytestmark = pytest.mark.golden
 CPU = torch.device("cpu")
 OPTIONS = VanillaOptions(image_size=32, conv_dim=2, noise_size=4, use_diffaug="translation,cutout", ema_decay=0.9)
 MODES = dataclasses.replace(OPTIONS, lambda_modes=0.02)
+FEATURES = dataclasses.replace(OPTIONS, lambda_features=0.5)
 R3GAN = dataclasses.replace(OPTIONS, gan_mode="relativistic", r1_gamma=3.0, r2_gamma=5.0, penalty_every=4)
 
 
 def make(options=OPTIONS, amp="off"):
     torch.manual_seed(0)
     networks = build_networks(options)
-    return TrainingState.create(networks, {"G": ["G"], "D": ["D"]}, ["G"], options, CPU, choose_precision(amp, CPU))
+    state = TrainingState.create(networks, {"G": ["G"], "D": ["D"]}, ["G"], options, CPU, choose_precision(amp, CPU))
+    state.matching = {"images": FeatureMatching([real_images()], CPU)} if options.lambda_features else {}
+    return state
 
 
 def real_images():
@@ -83,6 +87,11 @@ def by_hand(state, real, options, with_penalty, wrong=None):
         images = images.detach() if wrong == "modes have no gradient" else images
         losses["modes"] = 1 / ((images[0] - images[1]).abs().mean() / (z[0] - z[1]).abs().mean() + 1e-5)
         total = total + (1 if wrong == "modes without weight" else options.lambda_modes) * losses["modes"]
+    if options.lambda_features:
+        images = diff_augment(fake, options.use_diffaug) if wrong == "features of augmented images" else fake
+        images = images.detach() if wrong == "features have no gradient" else images
+        losses["features"] = state.matching["images"](images)
+        total = total + (1 if wrong == "features without weight" else options.lambda_features) * losses["features"]
     G.zero_grad()
     total.backward()
     adam_g.step()
@@ -108,7 +117,7 @@ def difference(options=OPTIONS, with_penalty=False, wrong=None):
 
 
 @pytest.mark.parametrize("with_penalty", [False, True])
-@pytest.mark.parametrize("options", [OPTIONS, MODES, R3GAN], ids=["lsgan", "mode seeking", "relativistic"])
+@pytest.mark.parametrize("options", [OPTIONS, MODES, FEATURES, R3GAN], ids=["lsgan", "modes", "features", "R3GAN"])
 def test_update(options, with_penalty):
     options = dataclasses.replace(options, r1_gamma=3.0, r2_gamma=5.0) if with_penalty else options
     assert difference(options, with_penalty) < 2e-6
@@ -131,6 +140,13 @@ def test_wrong_mode_seeking_is_rejected(wrong):
     assert (difference(MODES, wrong=wrong) > 1e-4) == (wrong is not None)
 
 
+@pytest.mark.parametrize(
+    "wrong", [None, "features of augmented images", "features have no gradient", "features without weight"]
+)
+def test_wrong_feature_matching_is_rejected(wrong):
+    assert (difference(FEATURES, wrong=wrong) > 1e-4) == (wrong is not None)
+
+
 @pytest.mark.parametrize("wrong", ["interval forgotten", "R1 is R2", "no half", "penalty has no gradient"])
 def test_wrong_penalties_are_rejected(wrong):
     assert difference(R3GAN, with_penalty=True, wrong=wrong) > 1e-5
@@ -143,7 +159,7 @@ def test_a_penalty_without_weight_is_not_computed():
 
 
 def test_every_loss_has_a_panel():
-    options = dataclasses.replace(R3GAN, lambda_modes=0.1)
+    options = dataclasses.replace(R3GAN, lambda_modes=0.1, lambda_features=0.1)
     losses = train_step(make(options), {"images": real_images()}, options, True)
     assert sorted(losses) == sorted(name for names in vanilla_gan.PANELS.values() for name in names)
 
