@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # GIFs are often saved with another extension
 MAX_PIXELS = 50_000_000  # of one image; larger ones are scans, panoramas, or made to exhaust the memory
 MAX_RATIO = 4  # of an image's sides; of longer ones the middle is enough for a square
-CACHE_VERSION = 4  # raised when the same files would be decoded to other pixels, or the cache has another format
+CACHE_VERSION = 5  # raised when the same files would be decoded to other pixels, or the cache has another format
 CACHE_SECONDS = 2.0  # sets of images that decode faster are not cached
 
 # Pillow warns about large images and about damaged metadata; its warnings would disturb the progress bar.
@@ -146,6 +146,19 @@ class Decoded(NamedTuple):
     has_more_frames: bool
 
 
+def reduce_jpeg(file: Image.Image, least: int) -> None:
+    """Let an opened JPEG be decoded at 1/8, 1/4 or 1/2 of its size, if its shorter side keeps `least` pixels.
+
+    A photo of 12 megapixels then takes a tenth of the time. Both sides must be multiples, so that nothing moves. Other
+    formats stay as they are.
+    """
+    for factor in (8, 4, 2):
+        width, height = (side // factor for side in file.size)
+        if (width * factor, height * factor) == file.size and min(width, height) >= least:
+            file.draft(None, (width, height))
+            return
+
+
 def decode(file: Image.Image, size: int | None = None, value_range: ValueRange | None = None) -> Decoded:
     """Decode an opened image, and close it: shorter side resized to `size` (bicubic, antialiased), center crop.
 
@@ -155,6 +168,8 @@ def decode(file: Image.Image, size: int | None = None, value_range: ValueRange |
         OSError, ValueError, SyntaxError: whatever Pillow raises for a broken file.
     """
     with file:
+        if size is not None:
+            reduce_jpeg(file, 2 * size)
         image, more = to_rgb(file, value_range), has_more_frames(file)
     if size is not None:
         image = resize_to_square(crop_extreme_aspect_ratio(image), size)

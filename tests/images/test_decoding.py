@@ -118,6 +118,42 @@ def test_the_square_equals_torchvisions(size):
     assert size == (32, 32) or not np.array_equal(square, np.asarray(bilinear))
 
 
+def save_detailed_jpeg(path, size, **kwargs):
+    """A photo with fine detail, on which an error of half a pixel shows."""
+    noise = np.random.default_rng(0).integers(-40, 40, (size[1], size[0], 3))
+    pixels = np.clip(np.asarray(make_photo(size, 0)).astype(int) + noise, 0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(path, quality=95, **kwargs)
+
+
+def in_full(path, size) -> np.ndarray:
+    return np.asarray(resize_to_square(to_rgb(Image.open(path)), size)).astype(float)
+
+
+@pytest.mark.parametrize("size, read", [
+    ((512, 256), (128, 64)), ((260, 254), (130, 127)), ((640, 1024), (80, 128)), ((130, 128), (65, 64)),
+    ((255, 256), (255, 256)), ((62, 128), (62, 128)),
+])  # fmt: skip
+def test_large_jpegs_are_decoded_at_a_fraction_of_their_size(tmp_path, monkeypatch, size, read):
+    """At least 64 pixels for squares of 32, and only if both sides can be divided. The result is nearly the same."""
+    save_detailed_jpeg(tmp_path / "x.jpg", size)
+    seen, right = [], images.decoding.to_rgb
+    monkeypatch.setattr(images.decoding, "to_rgb", lambda image, *more: seen.append(image.size) or right(image, *more))
+    difference = np.abs(pixels_of(tmp_path / "x.jpg", 32) - in_full(tmp_path / "x.jpg", 32))
+    assert seen == [read] and difference.mean() < 1.5
+    shifted = np.abs(np.roll(in_full(tmp_path / "x.jpg", 32), 1, axis=1) - in_full(tmp_path / "x.jpg", 32))
+    assert shifted.mean() > 5, "a shift by one pixel would be seen"
+
+
+def test_fractions_of_rotated_and_broken_jpegs(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    save_detailed_jpeg(tmp_path / "turned.jpg", (512, 256), exif=exif)
+    assert np.abs(pixels_of(tmp_path / "turned.jpg", 32) - in_full(tmp_path / "turned.jpg", 32)).mean() < 1.5
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "turned.jpg").read_bytes()[:20_000])
+    with pytest.raises(OSError, match="truncated"):
+        pixels_of(tmp_path / "cut.jpg", 32)
+
+
 def test_an_image_keeps_its_own_size_without_a_size(tmp_path):
     make_photo((100, 50), 3).save(tmp_path / "wide.png")
     assert np.array_equal(pixels_of(tmp_path / "wide.png"), np.asarray(make_photo((100, 50), 3)))
