@@ -27,7 +27,7 @@ def give_hints(options: "CommonOptions", min_images: int, iterations: int) -> li
     if min_images < MIN_IMAGES and not options.use_diffaug:
         hints.append(f"with only {min_images} images D will overfit; try --use_diffaug, or --preset few_images")
     if iterations < MIN_ITERATIONS and options.preset != "toy_cats":  # whose length is chosen
-        hints.append(f"{iterations} iterations is short for a GAN; try --train_iters 3000")
+        hints.append(f"{iterations} iterations is short for a GAN; try --train_iters 5000")
     if not getattr(options, "use_cycle_consistency_loss", True):
         hints.append("without --use_cycle_consistency_loss, translations may ignore their input")
     if getattr(options, "use_identity_loss", False):

@@ -151,22 +151,22 @@ def advise(parts: Sequence[Part], shared: Shared, options: CheckOptions) -> list
     is_pair = len(trained) == 2
     largest, fewest = largest_size(trained), min(len(part.facts) for part in trained)
     size = min(options.image_size, largest)
-    iterations = 10_000 if is_pair else 6400
+    iterations = 10_000 if is_pair else 5000
     epochs = iterations * BATCH_SIZE / max(len(part.facts) for part in trained)
-    flags = [f"--image_size={size}", *(["--disc=patch"] if is_pair else [])]
+    flags = [f"--image_size={size}"]
     lines = [
         "Advice:",
         f"  --image_size: up to {largest}, for which nine of ten images are large enough; twice the size takes about "
         "four times as long",
     ]
     if fewest < FEW_IMAGES:
-        remedy = "--use_diffaug=translation,cutout" if is_pair else "--preset=few_images"
-        flags.append(remedy)
-        words = f"--disc patch {remedy}" if is_pair else "--preset few_images"
-        lines.append(f"  {words}: with {fewest} images, fewer than {FEW_IMAGES:,}, D soon overfits")
+        flags.append("--preset=few_images")
+        lines.append(f"  --preset few_images: with {fewest} images, fewer than {FEW_IMAGES:,}, D soon overfits")
+    elif is_pair:
+        flags.append("--disc=patch")
     if is_pair:
         lines.append("  --use_cycle_consistency_loss: keeps the content; --lambda_cycle 10, or 5 for 256 pixels")
-        flags += ["--use_cycle_consistency_loss", *_advise_identity(trained, lines)]
+        flags += ["--use_cycle_consistency_loss", *_advise_on_colors(trained, lines)]
     lines.append(f"  --train_iters {iterations}: shows each image about {epochs:,.0f} times (epochs)")
     lost = statistics.median(1 - 1 / one.ratio for part in trained for one in part.facts)
     if lost > 0.3:
@@ -191,15 +191,19 @@ def advise(parts: Sequence[Part], shared: Shared, options: CheckOptions) -> list
     return [*lines, f"Train with: {shlex.join(command)}"]
 
 
-def _advise_identity(trained: Sequence[Part], lines: list[str]) -> list[str]:
-    """Add a line about the identity loss, which keeps colors; return its flag if the domains have the same colors."""
+def _advise_on_colors(trained: Sequence[Part], lines: list[str]) -> list[str]:
+    """Add lines about the colors of two domains, and return flags: the identity loss if they are the same, else, with
+    few images, DiffAugment without color, so that D sees them as they are."""
     colors = [np.mean([one.color for one in part.facts], axis=0) for part in trained]
     difference = float(np.abs(colors[0] - colors[1]).mean())
     if difference <= SAME_COLORS:
         lines.append(f"  --use_identity_loss: keeps colors; the mean colors differ by only {difference:.0f} of 255")
         return ["--use_identity_loss"]
     lines.append(f"  --use_identity_loss: only to keep colors; the mean colors differ by {difference:.0f} of 255")
-    return []
+    if min(len(part.facts) for part in trained) >= FEW_IMAGES:
+        return []
+    lines.append("  --use_diffaug translation: leaves the colors as they are, for D to judge")
+    return ["--use_diffaug=translation"]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -183,7 +183,7 @@ def test_hints():
     assert "only 10 images" in small and "try --use_diffaug" in small
     assert hints(CycleOptions, images=200, iterations=800) == [], "the length of the toy cats is chosen"
     [short] = hints(VanillaOptions, "--data=x", iterations=7)
-    assert "7 iterations" in short and "--train_iters 3000" in short
+    assert "7 iterations" in short and "--train_iters 5000" in short
     cycle, same = hints(CycleOptions, "--X=a", "--Y=a")
     assert "without --use_cycle_consistency_loss" in cycle and "--X and --Y are the same folder" in same
     assert len(hints(CycleOptions, "--X=a", "--Y=b")) == 1

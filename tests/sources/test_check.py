@@ -199,7 +199,7 @@ def test_every_problem_has_its_line(run, mixed):
         "  center crop: cuts off 25% of a typical image, at most 75%",
         "text.jpg: not an image",
         "--preset few_images: with 28 images",
-        "--image_size=64 --preset=few_images --train_iters=6400",
+        "--image_size=64 --preset=few_images --train_iters=5000",
         "--fix OUT: writes a copy of the folder without unreadable files and copies (5)",
     ):
         assert line in text, line
@@ -246,7 +246,7 @@ def test_two_folders_are_compared(run, tmp_path):
     save_folder(tmp_path / "y", **{f"y{seed}": detailed(seed) for seed in range(3, 9)})
     code, text = run("x", "y")
     assert code == 0 and "copies in Y of images in X: 2 (y3.png of x3.png, y4.png of x4.png)" in text
-    assert "python cycle_gan.py --X=x --Y=y --image_size=64 --disc=patch --use_diffaug=translation,cutout" in text
+    assert "python cycle_gan.py --X=x --Y=y --image_size=64 --preset=few_images --use_cycle" in text
 
 
 def test_train_and_test_images_of_two_domains_are_compared(run, tmp_path):
@@ -275,6 +275,7 @@ def test_the_advice_depends_on_the_images(run, tmp_path):
         ImageEnhance.Brightness(Image.open(path)).enhance(0.2).save(path)
     text = run("x", "y")[1]
     assert "up to 32" in text and "only to keep colors" in text and "--use_identity_loss --train" not in text
+    assert "--preset=few_images --use_cycle_consistency_loss --use_diffaug=translation --train" in text
 
 
 def test_the_command_of_the_advice_trains(run, photos, tmp_path):
