@@ -115,7 +115,7 @@ def mean_kernel(a: Tensor, b: Tensor, leave_out_diagonal: bool = False) -> Tenso
         a, b: features (N, d) and (M, d), each with a variance of about 1.
         leave_out_diagonal: a and b are the same rows, and no row is compared with itself.
     """
-    a, b = a.float(), b.float()
+    a, b = a.float() - b.float().mean(dim=0), b.float() - b.float().mean(dim=0)  # smaller numbers round less
     squared = (a.square().sum(dim=1)[:, None] + b.square().sum(dim=1) - 2 * a @ b.T).clamp(min=0)  # (N, M)
     typical = 2 * a.shape[1]  # E|a - b|^2 = 2 d
     kernel = sum(

@@ -149,8 +149,9 @@ class Decoded(NamedTuple):
 def reduce_jpeg(file: Image.Image, least: int) -> None:
     """Let an opened JPEG be decoded at 1/8, 1/4 or 1/2 of its size, if its shorter side keeps `least` pixels.
 
-    A photo of 12 megapixels then takes a tenth of the time. Both sides must be multiples, so that nothing moves. Other
-    formats stay as they are.
+    A photo of 12 megapixels then takes a seventh to a third of the time. Both sides must be multiples, so that nothing
+    moves. Other formats stay as they are. On photos the result differs by less than one of 256 levels on average; the
+    contrast of fine regular lines may change more.
     """
     for factor in (8, 4, 2):
         width, height = (side // factor for side in file.size)

@@ -264,8 +264,8 @@ def warn_of_taught_features(options: "VanillaOptions | CycleOptions", features: 
     """Warn if the generators were trained to match real images in the features that now judge them."""
     if options.lambda_features and features.name == "imagenet":
         LOG.warning(
-            "--lambda_features trains G in these same features, so the distances are too small to compare with runs "
-            "without it; --features inception judges both alike"
+            "--lambda_features trains G in these same features, so the distances, and a best.pt chosen by them, "
+            "flatter it; --features inception, pixels or a file compare it fairly with other runs"
         )
 
 
@@ -289,14 +289,17 @@ def periodic_evaluation(
         features = load_features(options.features, options.inception_weights, device)
     except UnavailableError as error:
         raise UserError(f"--features {options.features}: {error}, or use --features pixels") from None
-    warn_of_taught_features(options, features)
     sources = {(name, "train"): images.source for name, images in data.items()}
     if len(data) > 1:
         sources |= {(name, "test"): images.test for name, images in data.items()}
     real, evaluator = _decode_real(sources, options)[0], Evaluator(features, device)
+    is_first = True
 
     def evaluate() -> list[dict[str, Any]]:
-        rows = []
+        nonlocal is_first
+        if is_first:
+            warn_of_taught_features(options, features)
+        rows, is_first = [], False
         for one in make_comparisons(generators, real, options, device):
             found, _ = evaluator(one)
             rows += found

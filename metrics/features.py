@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers.efficientnet import load_efficientnet
+from metrics.efficientnet import load_efficientnet
 from runs.file_kinds import unpack
 from system.progress import ProgressBar
 from utils import UnavailableError, UserError, one_line

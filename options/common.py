@@ -169,7 +169,11 @@ class CommonOptions:
         if self.inception_weights is not None and self.features != "inception":
             raise ValueError("--inception_weights: does nothing without --features inception; add that flag")
         if self.lambda_features and self.batch_size == 1:
-            raise ValueError("--lambda_features: compares the images of a batch, and --batch_size is 1; use at least 2")
+            size = self.describe_flag("batch_size")
+            raise ValueError(
+                f"--lambda_features: compares the images of a batch, and {size} is 1; use at least 2, or "
+                "--lambda_features 0"
+            )
         if self.compile and (self.r1_gamma or self.r2_gamma):  # torch.compile cannot differentiate twice
             raise ValueError("--compile: does not work with --r1_gamma or --r2_gamma; leave one of them out")
         if "penalty_every" in self.explicit and not (self.r1_gamma or self.r2_gamma):

