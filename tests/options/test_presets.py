@@ -11,6 +11,7 @@ from options.fields import DIFFAUGMENT_ALL
 from options.training import CycleOptions, VanillaOptions
 from system.device import choose_precision
 from tests.conftest import MODULES, OPTIONS
+from training.feature_matching import FeatureMatching
 from training.state import TrainingState
 
 PRESETS = [(script, name) for script, cls in OPTIONS.items() for name in cls.PRESETS]
@@ -26,6 +27,8 @@ def test_the_networks_of_a_preset_take_a_step(script, preset):
     if script == "vanilla_gan.py":
         optimized, batch = {"G": ["G"], "D": ["D"]}, {"images": torch.zeros(2, 3, *[options.image_size] * 2)}
         state = TrainingState.create(networks, optimized, ["G"], options, cpu, choose_precision("off", cpu))
+        if options.lambda_features:
+            state.matching = {"images": FeatureMatching([torch.rand(2, 3, 64, 64)], 2, cpu)}
         before = networks["G"].layers[-2].weight.detach().clone()
         losses = module.train_step(state, batch, options, with_penalty=False)
         assert not torch.equal(before, networks["G"].layers[-2].weight)

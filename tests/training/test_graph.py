@@ -21,7 +21,7 @@ from options import CycleOptions, VanillaOptions
 from system.device import choose_precision
 from tests.conftest import assert_same
 from training import steps
-from training.feature_matching import build_feature_matching
+from training.feature_matching import FeatureMatching, build_feature_matching
 from training.schedule import LR_POLICIES
 from training.state import TrainingState
 from training.steps import StepRunner, graph_obstacle
@@ -168,6 +168,13 @@ def step_without_memory(name: str) -> None:
     }
     pools = {domain: ImagePool(0) for domain in ("X", "Y")}
     state = TrainingState(networks, optimizers, {}, choose_precision("off", CPU), meta, pools)
+    if options.lambda_features:
+        matching = FeatureMatching([torch.rand(4, 3, 32, 32)], 4, CPU)
+        matching.maps.to(meta)
+        matching.windows = {size: windows.to(meta) for size, windows in matching.windows.items()}
+        for name in ("mean", "scale", "real", "real_kernel"):
+            setattr(matching, name, getattr(matching, name).to(meta))
+        state.matching = {"images": matching}
     batch = {domain: torch.empty(4, 3, 32, 32, device=meta) for domain in ("images", "X", "Y")}
     losses = script.train_step(state, batch, options, bool(options.r1_gamma))
     assert {value.device for value in losses.values()} == {meta}
