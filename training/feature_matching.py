@@ -113,8 +113,8 @@ def build_feature_matching(data: "Mapping[str, ImageBatches]", options: "CommonO
                 raise UserError(f"--lambda_features: needs at least 2 images, and {images.source.location} has 1; add "
                                 "images, or use --lambda_features 0")  # fmt: skip
             steps = range(math.ceil(count / images.batch_size))
-            device, others = images.device, [images.device] if images.device.type != "cpu" else []
-            with torch.random.fork_rng(others, device_type=device.type if others else "cuda"):
+            device = images.device
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 torch.manual_seed(options.seed)  # the same images, whether a run begins or continues
                 shown = ProgressBar(steps, "features", "batches")
                 batches = (images.batch(step, whole=True) for step in shown)
