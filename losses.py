@@ -108,8 +108,8 @@ def mode_seeking_loss(z: Tensor, images: Tensor) -> Tensor:
 def mean_kernel(a: Tensor, b: Tensor, leave_out_diagonal: bool = False) -> Tensor:
     """Return the mean similarity of the rows of a and of b, the sum of five kernels c / (c + |a - b|^2).
 
-    The c are 0.2, 0.5, 1, 2 and 5 times the mean squared distance of features with a variance of 1 (the kernel and the
-    factors of Binkowski et al. 2018, "Demystifying MMD GANs", arXiv:1801.01401, to their choice of units).
+    The c are 0.2, 0.5, 1, 2 and 5 times the mean squared distance of features with a variance of 1 (inverse
+    multiquadric kernels of several sizes, as in Tolstikhin et al. 2018, "Wasserstein Auto-Encoders", arXiv:1711.01558).
 
     Args:
         a, b: features (N, d) and (M, d), each with a variance of about 1.

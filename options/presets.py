@@ -25,8 +25,8 @@ _LARGE: dict[str, Any] = dict(
 # fmt: off
 DCGAN_PRESETS: dict[str, Preset] = {
     "toy_cats": (
-        "the embedded toy cats, used without --data: as few_images, with the mode seeking loss in place of feature "
-        "matching and a moving average of 0.99, 1,600 iterations",
+        "the embedded toy cats, used without --data: as few_images, with the mode seeking loss and a moving average of "
+        "0.99, 1,600 iterations",
         dict(_FEW, noise_size=32, self_modulation=True, lambda_modes=0.3, ema_decay=0.99, train_iters=1600)),
     "hasey": (
         "Hasey: grumpy cats, transposed convolutions, batch norm, deluxe, 100 epochs",
@@ -45,8 +45,8 @@ DCGAN_PRESETS: dict[str, Preset] = {
         dict(data="cat/grumpifyBprocessed", disc="patch", use_diffaug=DIFFAUGMENT_ALL, train_iters=6400)),
     "few_images": (
         "our best for a folder of fewer than a thousand images of one kind: patch, self-modulation, a short latent, "
-        "feature matching, cross-entropy, DiffAugment without cutout, a rate of 1e-3, 5,000 iterations",
-        dict(_FEW, noise_size=32, self_modulation=True, lambda_features=2.0, train_iters=5000)),
+        "cross-entropy, DiffAugment without cutout, a rate of 1e-3, 6,400 iterations",
+        dict(_FEW, noise_size=32, self_modulation=True, train_iters=6400)),
     "leo": (
         "Leo: the faces of one person (dataset.py faces), patch, spectral norm, deluxe, DiffAugment, 5,000 epochs, "
         "rate constant for half, then linear to 0",

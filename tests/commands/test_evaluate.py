@@ -635,7 +635,7 @@ def test_features_while_training(run_once, tmp_path):
 def test_features_that_trained_G_are_named_when_they_judge_it(run_once, capsys):
     """In training and afterwards; not for other features, and not for a run without --lambda_features."""
     said = "--lambda_features trains G in these same features"
-    taught = run_once("--lambda_features=1", "--eval_every=2", "--features=imagenet", name="taught")
+    taught = run_once("--lambda_features=1", "--eval_every=1", "--features=imagenet", name="taught")
     assert taught.log.count(said) == 1
     for features, run, times in (("imagenet", taught, 1), ("pixels", taught, 0), ("imagenet", run_once(), 0)):
         capsys.readouterr()
