@@ -61,7 +61,7 @@ class FeatureMatching(nn.Module):
         self.windows: dict[int, Tensor] = {}  # size of a map -> matrix of means
         with torch.no_grad():
             found = [torch.cat(maps)[:count] for maps in zip(*map(self._extract, batches), strict=True)]
-            deviations = [torch.maximum(x.std(dim=0), x.std(dim=(0, 2))[:, None] / 2).clamp(min=1e-4) for x in found]
+            deviations = [torch.maximum(x.std(dim=0), x.std(dim=(0, 2))[:, None] / 2) for x in found]
             self.scale = torch.cat([deviation.flatten() for deviation in deviations])  # (d,)
             features = torch.cat([x.flatten(1) for x in found], dim=1)  # (N, d)
             self.mean = features.mean(dim=0)

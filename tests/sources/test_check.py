@@ -288,9 +288,12 @@ def test_the_command_of_the_advice_trains(run, photos, tmp_path):
         assert train(*flags, *TINY[script], "--train_iters=1", script=script) == 0
 
 
-def test_more_than_a_thousand_images_need_no_diffaug(monkeypatch, run, photos):
+def test_more_than_a_thousand_images_need_no_diffaug(monkeypatch, run, photos, domains):
     monkeypatch.setattr("sources.check.FEW_IMAGES", 10)
     assert not any(flag in run(photos)[1] for flag in ("--use_diffaug", "few_images"))
+    monkeypatch.setattr("sources.check.FEW_IMAGES", 7)
+    pair = run(domains)[1]
+    assert "few_images" not in pair and "--disc=patch --use_cycle_consistency_loss" in pair
 
 
 # ----------------------------------------------------------------------------------------------------------------------
