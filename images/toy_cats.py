@@ -10,7 +10,8 @@ Domain A has friendly gray cats, domain B grumpy cats (cream fur, dark mask, blu
     attributes.json                          the parameters of the set, and the attributes of every cat in it
 
 An image depends only on the seed, its split and its index; equal seeds give equal bytes. Every shape is a field over
-the pixels, positive inside and in units of the face, so its edge is one pixel wide (anti-aliased) at every size.
+the pixels, positive inside and in units of the face, so its edge is one pixel wide (anti-aliased) at every size. Then
+the whole picture is blurred a little, as by the lens of a camera: a GAN learns such edges in fewer iterations.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from system.program import run_main
 from utils import UserError, one_line, shorten
 
 DEFAULT_ROOT = Path(__file__).parent.parent / "data" / "toy_cats"
-FORMAT = 1  # raise it when the same seed gives other pictures
+FORMAT = 2  # raise it when the same seed gives other pictures
 WHITE, INK = (1.0, 1.0, 1.0), (0.10, 0.08, 0.09)
 
 # The attributes of a cat in any domain: a translation must keep them. These have values in [0, 1]:
@@ -71,8 +72,16 @@ def draw_cat(attributes: dict, domain: str, size: int) -> Image.Image:
     light = 1.02 + 0.16 * cat.light_x * canvas.x - 0.10 * canvas.y
     light = light - (0.05 + 0.15 * cat.vignette) * (canvas.x**2 + canvas.y**2)
     warmth = np.array([1 + 0.06 * cat.warmth, 1, 1 - 0.06 * cat.warmth], np.float32)
-    image = np.clip(canvas.image * light * warmth[:, None, None], 0, 1)
+    image = blur(np.clip(canvas.image * light * warmth[:, None, None], 0, 1))
     return Image.fromarray((image * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0))  # (size, size, 3)
+
+
+def blur(image: np.ndarray) -> np.ndarray:
+    """Blur a picture (3, H, W) by the three middle weights of a Gaussian whose standard deviation is half a pixel."""
+    side = math.exp(-2) / (1 + 2 * math.exp(-2))
+    padded = np.pad(image, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    rows = (1 - 2 * side) * padded[:, 1:-1] + side * (padded[:, :-2] + padded[:, 2:])
+    return (1 - 2 * side) * rows[:, :, 1:-1] + side * (rows[:, :, :-2] + rows[:, :, 2:])
 
 
 class Canvas:
