@@ -167,6 +167,7 @@ class _Loop:
             if state.step == 0:
                 self.draw()
 
+            first = state.step + 1
             while state.step < self.total:
                 # Stop if a signal has come. Several processes agree on it; on GPUs only when a row is due.
                 if state.device.type == "cpu" or count_processes() == 1 or state.step % options.log_step == 0:
@@ -177,6 +178,8 @@ class _Loop:
                 # Update the networks on one batch, then the moving averages.
                 lr = options.lr * LR_POLICIES[options.lr_policy](state.step / self.total)
                 self.steps.run(lr)
+                if state.step == first:
+                    self.bar.unpause()  # the first step is slow, and says nothing about the time left
                 self.bar.update()
 
                 is_last = state.step == self.total

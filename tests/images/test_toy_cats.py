@@ -69,7 +69,9 @@ def test_a_point_becomes_a_small_gaussian():
     blurred = toy_cats.blur(point)
     rows, columns = np.mgrid[:5, :6]
     near = (abs(rows - 2) < 2) & (abs(columns - 3) < 2)
-    wrong, right = (near * np.exp(-((rows - 2) ** 2 + (columns - 3) ** 2) / (2 * deviation**2)) for deviation in (1, 0.5))
+    wrong, right = (
+        near * np.exp(-((rows - 2) ** 2 + (columns - 3) ** 2) / (2 * deviation**2)) for deviation in (1, 0.5)
+    )
     np.testing.assert_allclose(blurred, [right / right.sum()] * 3, atol=1e-6)
     assert np.abs(blurred - wrong / wrong.sum()).max() > 0.1
     np.testing.assert_allclose(toy_cats.blur(np.full((3, 4, 4), 0.7, np.float32)), 0.7, atol=1e-6)

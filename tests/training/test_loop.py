@@ -48,6 +48,28 @@ def test_moving_average_follows_the_weights_of_every_iteration(run_once, monkeyp
     assert len(weights) == 4 and not torch.allclose(found, weights[0]) and not torch.allclose(found, weights[-1])
 
 
+def test_the_first_step_is_not_in_the_time_left(run_once, monkeypatch):
+    """It prepares much that later steps use. On a resume, too."""
+    states, waits = [], [1.0, 0.0, 0.0, 1.0, 0.0]
+    real = vanilla_gan.train_step
+
+    class Bar(training.loop.ProgressBar):
+        def update(self, *args):
+            super().update(*args)
+            states.append((self.n, self.format_dict["elapsed"]))
+
+    def train_step(*args):
+        time.sleep(waits.pop(0))
+        return real(*args)
+
+    monkeypatch.setattr(training.loop, "ProgressBar", Bar)
+    monkeypatch.setattr(vanilla_gan, "train_step", train_step)
+    run = run_once("--train_iters=3")
+    assert resume(f"--resume={run.folder}", "--train_iters=5") == 0
+    assert [n for n, _ in states] == [1, 2, 3, 4, 5]
+    assert all(seconds < 1 for _, seconds in states)
+
+
 @pytest.mark.parametrize("seconds, plotted_at", [(0.2, [1, 6]), (0.0, [1, 2, 3, 4, 5, 6])])
 def test_plots_take_a_small_part_of_the_time(seconds, plotted_at, run_once, monkeypatch):
     """A grid is due after each iteration. After a slow plot the next one waits, but the last is always drawn."""
