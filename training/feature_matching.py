@@ -82,8 +82,11 @@ class FeatureMatching(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the loss of generated images (B, 3, H, W) in [-1, 1], with at least 2 images in all processes.
 
+        Of 4 images or more only every second one is used: half of the work, and nearly as much is learned from a batch.
         Several processes compare the images of the whole batch, as one would.
         """
+        if len(images) * count_processes() >= 4:
+            images = images[::2]
         with torch.autocast(images.device.type, enabled=False):
             own = torch.cat([x.flatten(1) for x in self._extract(images)], dim=1)
             own = (own - self.mean) / self.scale  # (B, d)

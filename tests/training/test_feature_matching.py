@@ -111,18 +111,18 @@ def loss_in_loops(real, images, wrong=None):
 
 @pytest.mark.golden
 @pytest.mark.parametrize("wrong", [
-    None, "one map", "one window", "no floor", "not scaled", "with itself", "nothing keeps them apart",
+    None, "one map", "one window", "no floor", "not scaled", "with itself", "nothing keeps them apart", "every image",
 ])  # fmt: skip
 @pytest.mark.parametrize("size", [48, 64])
 def test_the_loss_and_its_gradient(size, wrong):
     """On images with a plain upper half; under autocast, which must not change it."""
-    real, images = (smooth_images(count, seed)[:, :, :size, :size].clone() for count, seed in ((5, 0), (3, 1)))
+    real, images = (smooth_images(count, seed)[:, :, :size, :size].clone() for count, seed in ((5, 0), (5, 1)))
     real[:, :, : size // 2] = 1
     images.requires_grad_()
     matching = FeatureMatching(real.split(2), 4, CPU)
     with torch.autocast("cpu", torch.bfloat16):
         found = matching(images)
-    expected = loss_in_loops(real[:4], images, wrong)
+    expected = loss_in_loops(real[:4], images if wrong == "every image" else images[::2], wrong)
     [slope], [expected_slope] = (torch.autograd.grad(loss, images) for loss in (found, expected))
     difference = (found - expected).abs().item() + ((slope - expected_slope).norm() / expected_slope.norm()).item()
     assert difference < 1e-3 if wrong is None else difference > 3e-2
