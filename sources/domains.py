@@ -61,6 +61,8 @@ def toy_cats(image_size: int) -> Path:
     try:
         return ensure_toy_cats(default_root(image_size), image_size)
     except (OSError, UserError) as error:
+        if default_root(image_size).exists():
+            raise UserError(f"--data: {error}, or use a folder of images") from None
         raise UserError(
             f"--image_size, --data: the toy cats cannot be drawn ({error}); use another size, or a folder of images"
         ) from None

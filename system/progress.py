@@ -66,6 +66,12 @@ class ProgressBar(tqdm):
             items, title, total, initial=initial, unit=f" {unit}", leave=leave and self.is_terminal, **look
         )
 
+    def skip_first(self) -> None:
+        """Count an item as `update` does, and measure the speed and the time left from now on."""
+        self.unpause()
+        self.n += 1
+        self.initial = self.last_print_n = self.n
+
     def as_line(self) -> str:
         """Return the progress as it stands in a log."""
         return self.format_meter(**{**self.format_dict, "bar_format": self._line, "ncols": None})

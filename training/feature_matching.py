@@ -82,10 +82,12 @@ class FeatureMatching(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the loss of generated images (B, 3, H, W) in [-1, 1], with at least 2 images in all processes.
 
-        Of 4 images or more only every second one is used: half of the work, and nearly as much is learned from a batch.
-        Several processes compare the images of the whole batch, as one would.
+        If there are 4 or more, only every second one is compared: half of the work if B is even, and nearly as much is
+        learned from a batch. Several processes compare the images of the whole batch, as one would.
         """
-        if len(images) * count_processes() >= 4:
+        leaves_out = len(images) * count_processes() >= 4
+        is_even = len(images) % 2 == 0
+        if leaves_out and is_even:
             images = images[::2]
         with torch.autocast(images.device.type, enabled=False):
             own = torch.cat([x.flatten(1) for x in self._extract(images)], dim=1)
@@ -93,6 +95,8 @@ class FeatureMatching(nn.Module):
             shards = [*gather_batch(own.detach()).split(len(own))]
             shards[rank()] = own
             generated = torch.cat(shards)
+            if leaves_out and not is_even:  # which ones they are depends on the processes before
+                generated = generated[::2]
             among = mean_kernel(generated, generated, leave_out_diagonal=True)
             loss = among - 2 * mean_kernel(generated, self.real) + self.real_kernel
         # Gradients are averaged over processes, but each process has only those of its own images, which must be added.

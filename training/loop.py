@@ -179,8 +179,9 @@ class _Loop:
                 lr = options.lr * LR_POLICIES[options.lr_policy](state.step / self.total)
                 self.steps.run(lr)
                 if state.step == first:
-                    self.bar.unpause()  # the first step is slow, and says nothing about the time left
-                self.bar.update()
+                    self.bar.skip_first()  # it is slow, and says nothing about the time left
+                else:
+                    self.bar.update()
 
                 is_last = state.step == self.total
                 is_grid_due = state.step % options.sample_every == 0 or is_last

@@ -205,7 +205,7 @@ def test_other_parameters_are_refused_and_change_nothing(tmp_path, change):
 def test_another_format_is_refused(tmp_path, monkeypatch):
     root = make(tmp_path / "cats")
     monkeypatch.setattr(toy_cats, "FORMAT", toy_cats.FORMAT + 1)
-    with pytest.raises(UserError, match="format"):
+    with pytest.raises(UserError, match=r"another version of this project drew it.*rename or delete"):
         make(root)
 
 

@@ -128,6 +128,16 @@ def test_the_loss_and_its_gradient(size, wrong):
     assert difference < 1e-3 if wrong is None else difference > 3e-2
 
 
+@pytest.mark.parametrize("count, compared", [(2, 2), (3, 3), (4, 2), (5, 3), (6, 3)])
+def test_of_4_images_or_more_every_second_one_is_compared(count, compared):
+    matching = FeatureMatching(smooth_images(8, 0).split(4), 8, CPU)
+    images = smooth_images(count, 1).requires_grad_()
+    matching(images).backward()
+    used = images.grad.flatten(1).abs().sum(dim=1) > 0
+    assert used.tolist() == ([True] * count if compared == count else [i % 2 == 0 for i in range(count)])
+    assert used.sum() == compared
+
+
 def test_the_loss_is_small_for_the_same_distribution_and_large_for_others():
     matching = FeatureMatching(smooth_images(64, 0).split(16), 64, CPU)
     same = matching(smooth_images(32, 1))
