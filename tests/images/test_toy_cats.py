@@ -77,6 +77,15 @@ def test_a_point_becomes_a_small_gaussian():
     np.testing.assert_allclose(toy_cats.blur(np.full((3, 4, 4), 0.7, np.float32)), 0.7, atol=1e-6)
 
 
+def test_the_whole_picture_is_blurred(monkeypatch):
+    sharp = []
+    blur = toy_cats.blur
+    monkeypatch.setattr(toy_cats, "blur", lambda image: sharp.append(image) or blur(image))
+    found = np.asarray(draw_cat(cat(), "B", 64), np.float32).transpose(2, 0, 1)
+    [picture] = sharp
+    assert np.abs(found - 255 * blur(picture)).max() < 1 < 20 < np.abs(found - 255 * picture).max()
+
+
 def test_attributes_are_plain_json_in_their_ranges():
     for seed in range(50):
         attributes = cat(seed)

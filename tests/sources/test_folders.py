@@ -234,3 +234,6 @@ def test_toy_cats_that_cannot_be_drawn_are_one_error(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--image_size, --data: .*File exists.*; use another size, or a folder"):
         domains_module.toy_cats(64)
+    monkeypatch.setattr(domains_module, "default_root", lambda size: tmp_path)
+    with pytest.raises(UserError, match=r"^--data: .*rename or delete the folder, .*, or use a folder of images$"):
+        domains_module.toy_cats(64)

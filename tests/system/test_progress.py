@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import threading
+import time
 
 import pytest
 
@@ -32,6 +33,19 @@ def test_without_a_terminal_there_are_lines_with_speed_and_time_left(monkeypatch
     lines = out.splitlines()
     assert err == "" and len(lines) == 4 and lines[0] == "draw: 0/3, ? images/s, ? left"
     assert re.fullmatch(r"draw: 3/3, +[\d.]+ images/s, 00:00 left", lines[-1]), lines
+
+
+def test_a_first_item_that_is_skipped_is_not_in_the_speed(monkeypatch):
+    monkeypatch.setattr(progress, "PLAIN_PROGRESS_INTERVAL", 0)
+    bar = ProgressBar(None, "draw", "images", total=9, initial=2)
+    time.sleep(0.6)
+    bar.skip_first()
+    for _ in range(2):
+        time.sleep(0.1)
+        bar.update()
+        assert 4 < bar.format_dict["rate"] <= 10, "one image in 0.1 seconds or more"
+    assert bar.n == 5
+    bar.close()
 
 
 def test_without_a_terminal_and_a_total_there_is_no_time_left(monkeypatch, capsys):
