@@ -93,8 +93,11 @@ class CommonOptions:
     train_iters: int | None = option(
         None, "number of iterations; overrides --num_epochs", "Training", at_least=1, resumable=True)
     batch_size: int = option(16, "images per iteration", "Training", at_least=1)
-    lr: float = option(5e-4, "learning rate of Adam, for G and D", "Training", above=0)
-    beta1: float = option(0.5, "Adam's decay rate of the mean gradient", "Training", at_least=0, below=1)
+    d_optimizer: str = option(
+        "adam", "optimizer of D; muon: D learns faster from few images (Jordan et al. 2024). G has Adam", "Training",
+        choices=("adam", "muon"))
+    lr: float = option(5e-4, "learning rate of G and D", "Training", above=0)
+    beta1: float = option(0.5, "decay rate of the mean gradient", "Training", at_least=0, below=1)
     beta2: float = option(0.999, "Adam's decay rate of the mean squared gradient", "Training", at_least=0, below=1)
     lr_policy: str = option(
         "constant", "linear: constant for the first half, then down to 0; cosine: half a cosine down to 0",

@@ -1,7 +1,6 @@
 """The state of a training: networks, optimizers, moving averages, running losses. Independent of the kind of GAN."""
 
 import copy
-import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,29 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from system.device import Precision
 from system.processes import average_over_processes
+from training.optimizers import build_optimizer, make_capturable, require_moments
 from utils import NonFiniteError, UserError, all_finite, one_line
 
 if TYPE_CHECKING:
     from options.common import CommonOptions
     from training.feature_matching import FeatureMatching
-
-
-class EagerAdam(Adam):
-    """Adam with PyTorch's own methods, but without the decorators around them, which are for torch.compile only.
-
-    The decorators import torch._dynamo, 900 modules that take nearly as long as the rest of PyTorch.
-    """
-
-    add_param_group = inspect.unwrap(Adam.add_param_group)
-    zero_grad = inspect.unwrap(Adam.zero_grad)
-    step = torch.no_grad()(inspect.unwrap(Adam.step))
-    state_dict = inspect.unwrap(Adam.state_dict)
-    load_state_dict = inspect.unwrap(Adam.load_state_dict)
 
 
 @dataclass
@@ -94,8 +81,7 @@ class TrainingState:
         optimizers: dict[str, Optimizer] = {}
         for group, names in groups.items():
             parameters = [parameter for name in names for parameter in networks[name].parameters()]
-            betas = (options.beta1, options.beta2)
-            optimizers[group] = EagerAdam(parameters, lr=options.lr, betas=betas, fused=True)
+            optimizers[group] = build_optimizer(group, parameters, options)
             make_capturable(optimizers[group], device)
         pools = {name: pool.to(device) for name, pool in (pools or {}).items()}
         return cls(networks, optimizers, ema, precision, device, pools)
@@ -251,21 +237,3 @@ class TrainingState:
                 f"weights or optimizer moments are no longer finite at iteration {self.step}; no checkpoint was "
                 "written of them. Start a new run with a lower --lr or --amp off"
             )
-
-
-def require_moments(name: str, optimizer: Optimizer) -> None:
-    """Raise ValueError unless Adam's moments have the shapes of the weights: PyTorch does not compare them."""
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    for weight in weights:
-        moments = optimizer.state[weight]
-        if any(getattr(moments.get(key), "shape", None) != weight.shape for key in ("exp_avg", "exp_avg_sq")):
-            raise ValueError(f"optimizer {name} lacks moments of the shapes of its weights")
-
-
-def make_capturable(optimizer: Optimizer, device: torch.device) -> None:
-    """On CUDA, let a CUDA graph contain the steps of an optimizer: it then reads the learning rate from the device."""
-    optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]  # the warm-up steps are not
-    for group in optimizer.param_groups:
-        group["capturable"] = device.type == "cuda"
-        lr = float(group["lr"])
-        group["lr"] = torch.tensor(lr, device=device) if device.type == "cuda" else lr

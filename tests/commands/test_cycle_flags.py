@@ -81,6 +81,7 @@ FLAGS = {
     "r1_gamma": (["--r1_gamma=3"], lambda r: "R1" in r.rows()[0] and first_loss(r, "R1") > 0),
     "r2_gamma": (["--r2_gamma=3"], lambda r: "R2" in r.rows()[0] and first_loss(r, "R2") > 0),
     "lambda_features": (["--lambda_features=1"], lambda r: "features" in r.rows()[0] and first_loss(r, "features") > 0),
+    "d_optimizer": test_vanilla_flags.FLAGS["d_optimizer"],
     "lr": (["--lr=0.125"], lambda r: test_vanilla_flags.lrs(r) == [0.125] * 2),
     "ema_decay": (["--ema_decay=0"], lambda r: r.checkpoint()["ema"] == {}),
     "sample_every": (["--sample_every=1"], lambda r: len(list(r.folder.glob("samples/sample-*-Y-X.png"))) == 3),

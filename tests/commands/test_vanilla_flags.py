@@ -58,6 +58,11 @@ FLAGS = {
     "train_iters": (["--train_iters=3"], lambda r: r.steps("checkpoint-*.pt") == [3]),
     "num_epochs": (["--num_epochs=2"], lambda r: r.options["num_epochs"] == 2),
     "batch_size": (["--batch_size=16"], lambda r: "Warning: 11 images are fewer than the batch size 16" in r.log),
+    "d_optimizer": (
+        ["--d_optimizer=muon"],
+        lambda r: set(r.checkpoint()["optimizers"]["D"]["state"][0]) == {"momentum"}
+        and "exp_avg" in r.checkpoint()["optimizers"]["G"]["state"][0],
+    ),
     "lr": (["--lr=0.125"], lambda r: lrs(r) == [0.125] * 2),
     "beta1": (["--beta1=0.25"], lambda r: betas(r)[0] == 0.25),
     "beta2": (["--beta2=0.75"], lambda r: betas(r)[1] == 0.75),

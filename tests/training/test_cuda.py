@@ -10,7 +10,13 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 FLAGS = {
     "vanilla_gan.py": ["--data_aug=deluxe", "--use_diffaug", "--spectral_norm", "--r1_gamma=1", "--penalty_every=2"],
-    "cycle_gan.py": ["--data_aug=deluxe", "--use_diffaug", "--pool_size=8", "--use_cycle_consistency_loss"],
+    "cycle_gan.py": [
+        "--data_aug=deluxe",
+        "--use_diffaug",
+        "--pool_size=8",
+        "--d_optimizer=muon",
+        "--use_cycle_consistency_loss",
+    ],
 }
 
 

@@ -35,7 +35,9 @@ TINY = {"image_size": 32, "batch_size": 4, "lr_policy": "linear", "lr": 1e-3, "u
 CASES = {
     "vanilla": VanillaOptions(**TINY, conv_dim=2, noise_size=4, spectral_norm=True, data_aug="deluxe"),
     "batch norm": VanillaOptions(**TINY, conv_dim=2, noise_size=4, norm="batch", data_aug="deluxe_autocontrast"),
-    "self-modulation": VanillaOptions(**TINY, conv_dim=2, noise_size=4, self_modulation=True, lambda_modes=0.1),
+    "self-modulation": VanillaOptions(
+        **TINY, conv_dim=2, noise_size=4, self_modulation=True, lambda_modes=0.1, d_optimizer="muon"
+    ),
     "cycle": CycleOptions(
         **TINY, g_conv_dim=2, d_conv_dim=2, pool_size=6, use_cycle_consistency_loss=True, use_identity_loss=True
     ),
@@ -43,7 +45,9 @@ CASES = {
     "penalties": VanillaOptions(
         **TINY, conv_dim=2, noise_size=4, gan_mode="relativistic", r1_gamma=1.0, r2_gamma=1.0, penalty_every=2
     ),
-    "cycle penalties": CycleOptions(**TINY, g_conv_dim=2, d_conv_dim=2, pool_size=6, r1_gamma=1.0, penalty_every=3),
+    "cycle penalties": CycleOptions(
+        **TINY, g_conv_dim=2, d_conv_dim=2, pool_size=6, r1_gamma=1.0, penalty_every=3, d_optimizer="muon"
+    ),
     "cycle SSIM": CycleOptions(**TINY, g_conv_dim=2, d_conv_dim=2, use_cycle_consistency_loss=True, cycle_loss="SSIM"),
 }
 

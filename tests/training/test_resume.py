@@ -15,7 +15,8 @@ import layers.image_pool
 import runs.folder
 import vanilla_gan
 from tests.conftest import MODULES, FinishedRun, assert_same, make_photo, resume, train
-from training.state import EagerAdam, TrainingState
+from training.optimizers import EagerAdam
+from training.state import TrainingState
 
 N, M = 5, 4  # the stop is not at a multiple of log_step, sample_every or checkpoint_every
 CADENCE = ["--log_step=3", "--sample_every=4", "--checkpoint_every=4"]
@@ -30,7 +31,7 @@ CASES = {
         ],
         "streaming": ["--cache_gb=0", "--data_aug=deluxe_autocontrast", "--gan_mode=hinge"],
         "no average": ["--ema_decay=0", "--batch_size=16", "--lr_policy=linear", "--init_type=normal"],
-        "bf16": ["--amp=bf16", "--lr_policy=cosine", "--gan_mode=vanilla"],
+        "bf16": ["--amp=bf16", "--lr_policy=cosine", "--gan_mode=vanilla", "--d_optimizer=muon"],
         "R3GAN": ["--gan_mode=relativistic", "--r1_gamma=1", "--r2_gamma=0.5", "--penalty_every=3"],
     },
     "cycle_gan.py": {
@@ -42,7 +43,7 @@ CASES = {
         "streaming": ["--cache_gb=0", "--data_aug=deluxe_autocontrast", "--pool_size=30", "--gen=resnet_6blocks"],
         "no average": [
             "--ema_decay=0", "--batch_size=8", "--lr_policy=linear", "--upsample=deconv", "--amp=bf16", "--pool_size=8",
-            "--use_cycle_consistency_loss", "--r1_gamma=1", "--penalty_every=2",
+            "--use_cycle_consistency_loss", "--r1_gamma=1", "--penalty_every=2", "--d_optimizer=muon",
         ],
     },
 }  # fmt: skip

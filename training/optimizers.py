@@ -1,0 +1,109 @@
+"""The optimizers of the networks: Adam, and Muon, which moves matrices along orthogonal directions."""
+
+import inspect
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+if TYPE_CHECKING:
+    from options.common import CommonOptions
+
+
+class _Eager(Optimizer):
+    """An optimizer with PyTorch's own methods, but without the decorators around them.
+
+    The decorators are for torch.compile only, and import torch._dynamo, 900 modules that take nearly as long as the
+    rest of PyTorch.
+    """
+
+    add_param_group = inspect.unwrap(Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(Optimizer.zero_grad)
+    state_dict = inspect.unwrap(Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(Optimizer.load_state_dict)
+
+
+class EagerAdam(_Eager, Adam):
+    """Adam (Kingma & Ba 2015, arXiv:1412.6980) as PyTorch computes it."""
+
+    step = torch.no_grad()(inspect.unwrap(Adam.step))
+
+
+def orthogonalize(matrix: Tensor) -> Tensor:
+    """Return the matrix (m, n) with all singular values close to 1 (0.68 to 1.14) and the same singular vectors.
+
+    Five steps of X <- (a + b X X^T + c (X X^T)^2) X, with the coefficients of Jordan et al. 2024. Each step multiplies
+    from the left by a small square matrix; only their product meets X, which costs a quarter of the plain form.
+    Singular values below a thousandth of the matrix's norm stay below 1.
+    """
+    rows, columns = matrix.shape
+    if rows > columns:
+        return orthogonalize(matrix.T).T
+    matrix = matrix / matrix.norm().clamp(min=1e-12)  # singular values of at most 1
+    square = matrix @ matrix.T  # X X^T, (m, m)
+    product = torch.eye(rows, dtype=matrix.dtype, device=matrix.device)
+    for _ in range(5):
+        factor = torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315)
+        factor.diagonal().add_(3.4445)
+        product = factor @ product
+        square = factor @ square @ factor
+    return product @ matrix
+
+
+class Muon(_Eager):
+    """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), for weights of any shape.
+
+    A kernel counts as a matrix with a row for each index of its first dimension, a vector as a matrix of one row. The
+    momentum M is the mean of past gradients with decay rate beta1, and a step is
+
+        W <- W - lr * sqrt(max(rows, columns)) * orthogonalize(M)
+
+    so every direction in which a layer can change does so equally, however small its gradient is, and the root mean
+    square of a change is about lr, as in Adam. Unlike torch.optim.Muon, it takes kernels, and its learning rate may be
+    a tensor, as a CUDA graph needs.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float | Tensor, betas: tuple[float, float]):
+        super().__init__(params, {"lr": lr, "betas": betas})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                if not self.state[weight]:
+                    self.state[weight]["momentum"] = torch.zeros_like(weight)
+                momentum = self.state[weight]["momentum"].lerp_(weight.grad, 1 - group["betas"][0])
+                matrix = momentum.flatten(1) if momentum.ndim > 1 else momentum[None]
+                scale = group["lr"] * max(matrix.shape) ** 0.5
+                weight.sub_(orthogonalize(matrix).view_as(weight) * scale)
+
+
+def build_optimizer(group: str, parameters: list[nn.Parameter], options: "CommonOptions") -> Optimizer:
+    """Return the optimizer of the networks of a group: "D" has the one of `--d_optimizer`, the others have Adam."""
+    betas = (options.beta1, options.beta2)
+    if group == "D" and options.d_optimizer == "muon":
+        return Muon(parameters, options.lr, betas)
+    return EagerAdam(parameters, options.lr, betas, fused=True)
+
+
+def require_moments(name: str, optimizer: Optimizer) -> None:
+    """Raise ValueError unless the optimizer's moments have the shapes of the weights: PyTorch does not compare them."""
+    keys = ("momentum",) if isinstance(optimizer, Muon) else ("exp_avg", "exp_avg_sq")
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for weight in weights:
+        moments = optimizer.state[weight]
+        if any(getattr(moments.get(key), "shape", None) != weight.shape for key in keys):
+            raise ValueError(f"optimizer {name} lacks moments of the shapes of its weights")
+
+
+def make_capturable(optimizer: Optimizer, device: torch.device) -> None:
+    """On CUDA, let a CUDA graph contain the steps of an optimizer: it then reads the learning rate from the device."""
+    optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]  # the warm-up steps are not
+    for group in optimizer.param_groups:
+        group["capturable"] = device.type == "cuda"
+        lr = float(group["lr"])
+        group["lr"] = torch.tensor(lr, device=device) if device.type == "cuda" else lr
