@@ -61,6 +61,11 @@ def _recent(rows: Rows, step: int, name: str) -> list[float]:
     return [row[name] for row in rows if row["step"] > step - FIRST_STEP]
 
 
+def _lower_rate(options: "CommonOptions") -> str:
+    """Return the remedy against a D that is too strong: the flag that sets its learning rate."""
+    return "a lower --lr" if options.d_lr is None else "a lower --d_lr"
+
+
 def diagnose_dcgan(state: "TrainingState", options: "VanillaOptions", rows: Rows) -> dict[str, str]:
     """Return the problems of a DCGAN in training: kind -> a warning with a remedy.
 
@@ -69,7 +74,7 @@ def diagnose_dcgan(state: "TrainingState", options: "VanillaOptions", rows: Rows
     """
     problems = {}
     if state.step >= FIRST_STEP and discriminator_dominates(_recent(rows, state.step, "D_total"), options.gan_mode):
-        remedy = "a lower --lr" if options.use_diffaug else "--use_diffaug"
+        remedy = _lower_rate(options) if options.use_diffaug else "--use_diffaug"
         problems["D has won"] = (
             "D has become too strong (it separates all real and fake images), so G learns little; try " + remedy
         )
@@ -121,7 +126,7 @@ def diagnose_cyclegan(
                 f"{G} produces nearly the same image for every input (mode collapse); try {remedy}"
             )
         if discriminator_dominates(_recent(rows, state.step, D), options.gan_mode):
-            remedy = "a lower --lr" if options.use_diffaug else "--use_diffaug"
+            remedy = _lower_rate(options) if options.use_diffaug else "--use_diffaug"
             problems[f"{D} has won"] = (
                 f"{D} has become too strong (it separates all real and fake images), so {G} learns little; try {remedy}"
             )

@@ -96,7 +96,8 @@ class CommonOptions:
     d_optimizer: str = option(
         "adam", "optimizer of D; muon: D learns faster from few images (Jordan et al. 2024). G has Adam", "Training",
         choices=("adam", "muon"))
-    lr: float = option(5e-4, "learning rate of G and D", "Training", above=0)
+    lr: float = option(5e-4, "learning rate of G, and of D without --d_lr", "Training", above=0)
+    d_lr: float | None = option(None, "learning rate of D; default: --lr", "Training", above=0)
     beta1: float = option(0.5, "decay rate of the mean gradient", "Training", at_least=0, below=1)
     beta2: float = option(0.999, "Adam's decay rate of the mean squared gradient", "Training", at_least=0, below=1)
     lr_policy: str = option(

@@ -25,8 +25,8 @@ _LARGE: dict[str, Any] = dict(
 # fmt: off
 DCGAN_PRESETS: dict[str, Preset] = {
     "toy_cats": (
-        "the embedded toy cats, used without --data: as few_images, with the mode seeking loss and a moving average of "
-        "0.99, 1,600 iterations",
+        "the embedded toy cats, used without --data: as few_images, with Adam for D, the mode seeking loss and a "
+        "moving average of 0.99, 1,600 iterations",
         dict(_FEW, noise_size=32, self_modulation=True, lambda_modes=0.3, ema_decay=0.99, train_iters=1600)),
     "hasey": (
         "Hasey: grumpy cats, transposed convolutions, batch norm, deluxe, 100 epochs",
@@ -44,9 +44,9 @@ DCGAN_PRESETS: dict[str, Preset] = {
         "the best that we found so far for the same cats: patch, DiffAugment and our defaults, 6,400 iterations",
         dict(data="cat/grumpifyBprocessed", disc="patch", use_diffaug=DIFFAUGMENT_ALL, train_iters=6400)),
     "few_images": (
-        "our best for a folder of fewer than a thousand images of one kind: patch, self-modulation, a short latent, "
-        "cross-entropy, DiffAugment without cutout, a rate of 1e-3, 6,400 iterations",
-        dict(_FEW, noise_size=32, self_modulation=True, train_iters=6400)),
+        "our best for a folder of fewer than a thousand images of one kind: patch, Muon for D, self-modulation, a "
+        "short latent, cross-entropy, DiffAugment without cutout, a rate of 1e-3, 6,400 iterations",
+        dict(_FEW, d_optimizer="muon", noise_size=32, self_modulation=True, train_iters=6400)),
     "leo": (
         "Leo: the faces of one person (dataset.py faces), patch, spectral norm, deluxe, DiffAugment, 5,000 epochs, "
         "rate constant for half, then linear to 0",

@@ -131,12 +131,13 @@ BEGIN = """
 import torch, vanilla_gan, cycle_gan
 from options import VanillaOptions
 from system.device import set_up
-options = VanillaOptions(device="cpu", image_size=32, conv_dim=1)
+options = VanillaOptions(device="cpu", image_size=32, conv_dim=1, d_optimizer="muon")
 networks = vanilla_gan.build_networks(options)
-state = vanilla_gan.TrainingState.create(networks, {"G": ["G"]}, ["G"], options, *set_up(options))
+state = vanilla_gan.TrainingState.create(networks, {"G": ["G"], "D": ["D"]}, ["G"], options, *set_up(options))
 state.generate("G", torch.zeros(2, options.noise_size, 1, 1))
-vanilla_gan.backward_and_step(sum(weight.sum() for weight in networks["G"].parameters()), state.optimizers["G"],
-                              state.precision.scaler)
+for name in "GD":
+    loss = sum(weight.sum() for weight in networks[name].parameters())
+    vanilla_gan.backward_and_step(loss, state.optimizers[name], state.precision.scaler)
 state.load(state.to_checkpoint() | {"step": 1})
 """
 

@@ -180,13 +180,14 @@ class TrainingState:
                     old.copy_(new)
 
     def set_learning_rate(self, lr: float) -> None:
-        """Set the learning rate of every optimizer, in place if it is a tensor on the device."""
+        """Set the learning rate of G, and of D by its ratio to it, in place if it is a tensor on the device."""
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
+                rate = lr * group.get("lr_ratio", 1)
                 if isinstance(group["lr"], Tensor):
-                    group["lr"].fill_(lr)
+                    group["lr"].fill_(rate)
                 else:
-                    group["lr"] = lr
+                    group["lr"] = rate
 
     # ---- Losses
 

@@ -64,6 +64,11 @@ FLAGS = {
         and "exp_avg" in r.checkpoint()["optimizers"]["G"]["state"][0],
     ),
     "lr": (["--lr=0.125"], lambda r: lrs(r) == [0.125] * 2),
+    "d_lr": (
+        ["--d_lr=0.125", "--lr_policy=cosine"],  # half of the rates in the second and last iteration
+        lambda r: [r.checkpoint()["optimizers"][name]["param_groups"][0]["lr"] for name in "DG"]
+        == pytest.approx([0.0625, 2.5e-4]),
+    ),
     "beta1": (["--beta1=0.25"], lambda r: betas(r)[0] == 0.25),
     "beta2": (["--beta2=0.75"], lambda r: betas(r)[1] == 0.75),
     "lr_policy": (["--lr_policy=cosine"], lambda r: lrs(r) == pytest.approx([5e-4, 2.5e-4])),

@@ -28,6 +28,7 @@ CASES = {
     "sums": ("vanilla_gan.py", ["--log_step=3", "--checkpoint_every=1"]),
     "streamed": ("vanilla_gan.py", ["--cache_gb=0", "--num_workers=2"]),
     "penalties": ("vanilla_gan.py", ["--r1_gamma=1", "--r2_gamma=1", "--penalty_every=2", "--lambda_modes=0.1"]),
+    "muon": ("vanilla_gan.py", ["--d_optimizer=muon", "--d_lr=1e-4"]),
     "features": ("vanilla_gan.py", ["--lambda_features=1"]),
     "odd": ("vanilla_gan.py", ["--lambda_features=1", "--batch_size=6"]),  # three images in each process
     "initial": ("vanilla_gan.py", ["--init_from={root}/vanilla-one", "--seed=12"]),

@@ -87,6 +87,8 @@ def test_a_dcgan_whose_discriminator_dominates():
     plain, used = (diagnose_dcgan(state, options, rows)["D has won"] for options in (DCGAN, with_diffaug))
     assert plain.startswith("D has become too strong") and plain.endswith("so G learns little; try --use_diffaug")
     assert used.endswith("so G learns little; try a lower --lr"), "DiffAugment is in use"
+    with_rate = dataclasses.replace(with_diffaug, d_lr=1e-3)
+    assert diagnose_dcgan(state, with_rate, rows)["D has won"].endswith("try a lower --d_lr")
     assert not diagnose_dcgan(state, DCGAN, [{**row, "D_total": 0.03} for row in rows])
     assert not diagnose_dcgan(state, DCGAN, [])
     state.step = 299

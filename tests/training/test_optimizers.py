@@ -5,7 +5,12 @@ import torch
 from torch import Tensor, nn
 
 from options.training import VanillaOptions
+from system.device import choose_precision
 from training.optimizers import EagerAdam, Muon, build_optimizer, orthogonalize, require_moments
+from training.state import TrainingState
+from training.steps import backward_and_step
+
+CPU = torch.device("cpu")
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -43,7 +48,7 @@ def test_the_optimizer_equals_adam():
 @pytest.mark.parametrize("shape", [(8, 40), (40, 8), (16, 16), (1, 30)], ids=str)
 def test_orthogonalize_keeps_the_singular_vectors(shape):
     """By PyTorch's decomposition: in the basis of the singular vectors the result is diagonal, with values near 1."""
-    matrix = draw(*shape) * 1e-3
+    matrix = draw(*shape) * 1e-6
     U, sizes, Vh = torch.linalg.svd(matrix, full_matrices=False)
 
     def is_right(result: Tensor) -> bool:
@@ -62,9 +67,10 @@ def test_orthogonalize_of_zeros_is_zero():
 
 @pytest.mark.golden
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this PyTorch has no Muon")
-def test_muon_equals_the_one_of_pytorch():
+@pytest.mark.parametrize("shape", [(12, 30), (30, 12)], ids=str)
+def test_muon_equals_the_one_of_pytorch(shape):
     """Up to rounding, since PyTorch's computes in bfloat16; another decay rate must fail."""
-    start, lr = draw(12, 30, seed=9), 1e-2
+    start, lr = draw(*shape, seed=9), 1e-2
     theirs = nn.Parameter(start.clone())
     # match_rms_adamw: a factor of 0.2 sqrt(max(rows, columns))
     settings = dict(momentum=0.5, weight_decay=0, nesterov=False, adjust_lr_fn="match_rms_adamw")
@@ -104,7 +110,7 @@ def test_muon_passes_over_weights_without_gradient_and_takes_a_learning_rate_tha
     first, second, other = (nn.Parameter(torch.ones(2, 3)) for _ in range(3))
     for weight, lr in ((first, 0.1), (second, torch.tensor(0.1))):
         weight.grad = draw(2, 3)
-        Muon([weight, other], lr=lr, betas=(0.5, 0.999)).step()
+        Muon([other, weight], lr=lr, betas=(0.5, 0.999)).step()
     assert torch.equal(first, second) and not torch.equal(first, other)
     assert torch.equal(other, torch.ones(2, 3))
 
@@ -128,3 +134,49 @@ def test_muon_is_for_d_only():
     assert [o.param_groups[0]["lr"] for o in (muon, adam)] == [0.25, 0.25]
     assert [o.param_groups[0]["betas"] for o in (muon, adam)] == [(0.125, 0.999)] * 2
     assert isinstance(build_optimizer("D", weights, VanillaOptions()), EagerAdam), "the default"
+
+
+def test_muon_reads_nothing_back():
+    """On tensors without values: a CUDA graph can contain the step."""
+    weight = nn.Parameter(torch.empty(4, 3, 3, 3, device="meta"))
+    weight.grad = torch.empty_like(weight)
+    Muon([weight], lr=torch.empty((), device="meta"), betas=(0.5, 0.999)).step()
+
+
+@pytest.mark.faults
+def test_a_run_whose_first_step_was_skipped_resumes():
+    """With fp16 the scaler skips the steps whose gradients overflow."""
+    options = VanillaOptions(d_optimizer="muon", ema_decay=0.0)
+
+    def create() -> TrainingState:
+        precision = choose_precision("off", CPU)._replace(scaler=torch.amp.GradScaler("cpu", init_scale=1e38))
+        return TrainingState.create({"D": nn.Linear(3, 2)}, {"D": ["D"]}, [], options, CPU, precision)
+
+    state = create()
+    before = state.networks["D"].weight.detach().clone()
+    loss = state.networks["D"](torch.full((1, 3), 1e3)).sum()
+    backward_and_step(loss, state.optimizers["D"], state.precision.scaler)
+    assert torch.equal(state.networks["D"].weight, before), "the step was skipped"
+    create().load({**state.to_checkpoint(), "step": 1})
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_a_change_of_the_learning_rate_keeps_the_ratio(as_tensor):
+    options = VanillaOptions(d_optimizer="muon", lr=0.25, d_lr=0.5)
+    networks = {name: nn.Linear(3, 2) for name in "GD"}
+    state = TrainingState.create(networks, {"G": ["G"], "D": ["D"]}, [], options, CPU, choose_precision("off", CPU))
+    groups = {name: optimizer.param_groups[0] for name, optimizer in state.optimizers.items()}
+    if as_tensor:  # as on CUDA
+        for group in groups.values():
+            group["lr"] = torch.tensor(group["lr"])
+    state.set_learning_rate(0.125)
+    assert {name: float(group["lr"]) for name, group in groups.items()} == {"G": 0.125, "D": 0.25}
+
+
+@pytest.mark.parametrize("kind", ["adam", "muon"])
+def test_the_learning_rate_of_d(kind):
+    weights = [nn.Parameter(torch.ones(2, 3))]
+    options = VanillaOptions(d_optimizer=kind, lr=0.25, d_lr=0.5)
+    for group, expected in (("D", (0.5, 2)), ("G", (0.25, 1))):
+        settings = build_optimizer(group, weights, options).param_groups[0]
+        assert (settings["lr"], settings.get("lr_ratio", 1)) == expected

@@ -15,7 +15,7 @@ import layers.image_pool
 import runs.folder
 import vanilla_gan
 from tests.conftest import MODULES, FinishedRun, assert_same, make_photo, resume, train
-from training.optimizers import EagerAdam
+from training.optimizers import EagerAdam, Muon
 from training.state import TrainingState
 
 N, M = 5, 4  # the stop is not at a multiple of log_step, sample_every or checkpoint_every
@@ -31,7 +31,7 @@ CASES = {
         ],
         "streaming": ["--cache_gb=0", "--data_aug=deluxe_autocontrast", "--gan_mode=hinge"],
         "no average": ["--ema_decay=0", "--batch_size=16", "--lr_policy=linear", "--init_type=normal"],
-        "bf16": ["--amp=bf16", "--lr_policy=cosine", "--gan_mode=vanilla", "--d_optimizer=muon"],
+        "bf16": ["--amp=bf16", "--lr_policy=cosine", "--gan_mode=vanilla", "--d_optimizer=muon", "--d_lr=1e-4"],
         "R3GAN": ["--gan_mode=relativistic", "--r1_gamma=1", "--r2_gamma=0.5", "--penalty_every=3"],
     },
     "cycle_gan.py": {
@@ -121,7 +121,7 @@ def test_a_finished_run_can_be_trained_longer(photos, tmp_path):
 
 
 def forget_moments(load):
-    """Return an `Adam.load_state_dict` that loads zeros."""
+    """Return a `load_state_dict` of an optimizer that loads zeros."""
 
     def load_zeros(self, state):
         load(self, state)
@@ -143,16 +143,19 @@ def forget_sums(load):
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("forgotten", ["random generator", "optimizer", "data order", "sums"])
+@pytest.mark.parametrize("forgotten", ["random generator", "optimizer", "muon", "data order", "sums"])
 def test_a_forgotten_part_is_noticed(forgotten, photos, tmp_path, monkeypatch):
     """Controls: a resumed run that forgets one part of the state has another result."""
     flags = [f"--data={photos}", f"--checkpoint_dir={tmp_path}", "--use_diffaug", *CADENCE]
+    flags += ["--d_optimizer=muon"] if forgotten == "muon" else []
     assert train(*flags, "--name=whole", f"--train_iters={N + M}") == 0
     assert train(*flags, "--name=parts", f"--train_iters={N}") == 0
     if forgotten == "random generator":
         monkeypatch.setattr(torch, "set_rng_state", lambda state: None)
     elif forgotten == "optimizer":
         monkeypatch.setattr(EagerAdam, "load_state_dict", forget_moments(EagerAdam.load_state_dict))
+    elif forgotten == "muon":
+        monkeypatch.setattr(Muon, "load_state_dict", forget_moments(Muon.load_state_dict))
     elif forgotten == "data order":
         real = data_loader.ImageBatches.indices
         monkeypatch.setattr(data_loader.ImageBatches, "indices", lambda self, step: real(self, step - N))

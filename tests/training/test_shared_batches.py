@@ -30,13 +30,14 @@ def root(tmp_path_factory):
 
 
 def difference(root, name: str, other: str) -> float:
-    """The largest difference of Adam's moments (and with them of all gradients), relative to the largest of each."""
+    """The largest difference of the moments (and with them of all gradients), relative to the largest of each."""
     moments = [
         [
             value
             for optimizer in FinishedRun(root / run).checkpoint(3)["optimizers"].values()
             for state in optimizer["state"].values()
-            for value in (state["exp_avg"], state["exp_avg_sq"])
+            for key, value in state.items()
+            if key != "step"
         ]
         for run in (name, other)
     ]
