@@ -59,8 +59,8 @@ DCGAN_PRESETS: dict[str, Preset] = {
 
 CYCLEGAN_PRESETS: dict[str, Preset] = {
     "toy_cats": (
-        "the embedded toy cats, used without images: as few_images, with the identity loss and a moving average of "
-        "0.99, 800 iterations",
+        "the embedded toy cats, used without images: as few_images, with Adam for D, a cycle loss of 10, the identity "
+        "loss and a moving average of 0.99, 800 iterations",
         dict(_FEW, use_cycle_consistency_loss=True, use_identity_loss=True, ema_decay=0.99, train_iters=800)),
     "hasey": (
         "Hasey: gray and grumpy cats, transposed convolutions, batch norm, MSE cycle loss, 100,000 iterations",
@@ -78,9 +78,9 @@ CYCLEGAN_PRESETS: dict[str, Preset] = {
         "our best so far for the same cats: patch, cycle, DiffAugment and our defaults, 3,000 iterations",
         dict(_CATS, disc="patch", use_cycle_consistency_loss=True, use_diffaug=DIFFAUGMENT_ALL, train_iters=3000)),
     "few_images": (
-        "our best for two folders of fewer than a thousand images: patch, cycle, cross-entropy, DiffAugment without "
-        "cutout, a rate of 1e-3, 3,000 iterations",
-        dict(_FEW, use_cycle_consistency_loss=True, train_iters=3000)),
+        "our best for two folders of fewer than a thousand images: patch, Muon for D, a cycle loss of 20, "
+        "cross-entropy, DiffAugment without cutout, a rate of 1e-3, 3,000 iterations",
+        dict(_FEW, d_optimizer="muon", use_cycle_consistency_loss=True, lambda_cycle=20.0, train_iters=3000)),
     "apple2orange64": (
         "Leo: the same for apples and oranges",
         dict(_COURSE, data="apple2orange", data_aug="deluxe", disc="patch", use_cycle_consistency_loss=True)),
