@@ -38,12 +38,9 @@ def orthogonalize(matrix: Tensor) -> Tensor:
     X from the left by a small square matrix. Only the product of these matrices meets X itself, which takes less than
     half of the time for the kernels of D. Singular values below 0.0015 of the matrix's norm become smaller than 0.68.
     """
-    rows, columns = matrix.shape
-    if rows > columns:
-        return orthogonalize(matrix.T).T
     matrix = matrix / matrix.norm().clamp(min=1e-12)  # singular values of at most 1
     square = matrix @ matrix.T  # X X^T, (m, m)
-    product = torch.eye(rows, dtype=matrix.dtype, device=matrix.device)
+    product = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     for _ in range(5):
         factor = torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315)
         factor.diagonal().add_(3.4445)
@@ -66,8 +63,8 @@ class Muon(_Eager):
     torch.optim.Muon, it takes kernels, and its learning rate may be a tensor, as a CUDA graph needs.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float | Tensor, betas: tuple[float, float]):
-        super().__init__(params, {"lr": lr, "betas": betas})
+    def __init__(self, params: Iterable[nn.Parameter], lr: float | Tensor, beta1: float):
+        super().__init__(params, {"lr": lr, "beta1": beta1})
         for group in self.param_groups:  # from the start: with fp16 the first steps may be skipped
             for weight in group["params"]:
                 self.state[weight]["momentum"] = torch.zeros_like(weight, requires_grad=False)
@@ -78,7 +75,7 @@ class Muon(_Eager):
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
-                momentum = self.state[weight]["momentum"].lerp_(weight.grad, 1 - group["betas"][0])
+                momentum = self.state[weight]["momentum"].lerp_(weight.grad, 1 - group["beta1"])
                 matrix = momentum.flatten(1) if momentum.ndim > 1 else momentum[None]
                 scale = group["lr"] * max(matrix.shape) ** 0.5
                 weight.sub_(orthogonalize(matrix).view_as(weight) * scale)
@@ -89,11 +86,10 @@ def build_optimizer(group: str, parameters: list[nn.Parameter], options: "Common
 
     A learning rate other than `--lr` is recorded as "lr_ratio", its ratio to `--lr`.
     """
-    betas = (options.beta1, options.beta2)
     if group == "D" and options.d_optimizer == "muon":
-        optimizer: Optimizer = Muon(parameters, options.lr, betas)
+        optimizer: Optimizer = Muon(parameters, options.lr, options.beta1)
     else:
-        optimizer = EagerAdam(parameters, options.lr, betas, fused=True)
+        optimizer = EagerAdam(parameters, options.lr, (options.beta1, options.beta2), fused=True)
     if group == "D" and options.d_lr is not None:
         optimizer.param_groups[0].update(lr=options.d_lr, lr_ratio=options.d_lr / options.lr)
     return optimizer
