@@ -30,7 +30,7 @@ from layers.image_pool import ImagePool
 from losses import ADVERSARIAL_LOSSES, CYCLE_LOSSES, gradient_penalty
 from metrics.diagnostics import diagnose_cyclegan, give_hints
 from metrics.evaluation import periodic_evaluation
-from models import build_discriminator, build_translator, forward_together
+from models import build_discriminator, build_translator
 from runs.open_run import open_run
 from system.device import set_up
 from system.processes import gather_batch, local_shard
@@ -39,7 +39,7 @@ from training.feature_matching import build_feature_matching
 from training.initial_weights import load_initial_weights
 from training.loop import Recipe, train
 from training.state import TrainingState
-from training.steps import backward_and_step
+from training.steps import backward_and_step, forward_together
 from utils import grid_columns, image_grid
 
 # Panels of losses.png: title -> the losses that it shows, as far as the run has them.

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from layers.blocks import ConvStage, ModulatedStage, ResidualBlock, add_spectral_norm, choose, conv_chain, init_weights
 from layers.convolutions import UPSAMPLES, Conv4x4, Deconv, LatentConv, PaperDeconv, ReflectConv, SameConv
-from options.fields import IMAGE_SIZES
+from options.fields import IMAGE_SIZES, NOISE_PARTS
 
 if TYPE_CHECKING:
     from options.training import CycleOptions, VanillaOptions
@@ -50,6 +50,10 @@ class DCGenerator(nn.Module):
         image_size: 32, 64, 128 or 256; anything else raises ValueError.
         upsample: "nearest" (nearest x2, conv 3x3) or "deconv" (transposed conv k4 s2 p1).
         self_modulation: whether z scales and shifts the channels of every stage; see ModulatedStage.
+        fine_channels: channels of one more stage, at the size of the image; 0: none, as in the paper. Without it the
+            pixels of each 2x2 block are linear functions of the same few numbers, which blurs fine details.
+        split_noise: whether the first convolution and each modulation have a part of z of their own, not the whole z
+            (BigGAN, Brock et al. 2019, arXiv:1809.11096). noise_size is then at least the number of parts.
     """
 
     def __init__(
@@ -61,6 +65,8 @@ class DCGenerator(nn.Module):
         upsample: str = "nearest",
         init_type: str = "pytorch",
         self_modulation: bool = False,
+        split_noise: bool = False,
+        fine_channels: int = 0,
     ):
         super().__init__()
         doublings = _count_doublings(image_size)
@@ -70,25 +76,33 @@ class DCGenerator(nn.Module):
         widths = [conv_dim * min(8, 2**i) for i in reversed(range(doublings))]
         large = image_size == 256
         padding_mode = "reflect" if large else "zeros"
+        parts = torch.arange(noise_size).tensor_split(NOISE_PARTS[image_size] + (fine_channels > 0))
+        self.parts = list(map(len, parts)) if split_noise else None
+        lengths = iter(self.parts or [noise_size] * len(parts))
 
         def stage(conv: Callable[..., nn.Module], c_in: int, c_out: int, **kwargs) -> nn.Module:
             plain = ConvStage(conv, c_in, c_out, norm=norm, **kwargs)
-            return ModulatedStage(plain, c_out, noise_size) if self_modulation else plain
+            return ModulatedStage(plain, c_out, next(lengths)) if self_modulation else plain
 
-        layers = [stage(LatentConv, noise_size, widths[0])]  # (B, 8c, 4, 4)
+        layers = [stage(LatentConv, next(lengths), widths[0])]  # (B, 8c, 4, 4)
         for c_in, c_out in pairwise(widths):
             layers.append(stage(up, c_in, c_out, padding_mode=padding_mode))  # (B, c_out, 2H, 2W)
             if large:
                 layers.append(stage(ReflectConv, c_out, c_out))  # (B, c_out, 2H, 2W)
-        layers.append(up(widths[-1], 3, bias=True, padding_mode=padding_mode))  # (B, 3, S, S)
+        if fine_channels:
+            layers.append(stage(up, widths[-1], fine_channels, padding_mode=padding_mode))  # (B, fine_channels, S, S)
+            layers.append((ReflectConv if large else SameConv)(fine_channels, 3, bias=True))  # (B, 3, S, S)
+        else:
+            layers.append(up(widths[-1], 3, bias=True, padding_mode=padding_mode))  # (B, 3, S, S)
         layers.append(nn.Tanh())
         self.layers = nn.Sequential(*layers)
         init_weights(self, init_type)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = z
+        parts = iter(z.split(self.parts, dim=1) if self.parts else [z] * len(self.layers))
+        x = next(parts)
         for layer in self.layers:
-            x = layer(x, z) if isinstance(layer, ModulatedStage) else layer(x)
+            x = layer(x, next(parts)) if isinstance(layer, ModulatedStage) else layer(x)
         return x  # (B, 3, S, S)
 
 
@@ -142,10 +156,8 @@ class _Translator(nn.Module):
 
 
 class CycleGenerator(_Translator):
-    """Generator of 16-726's CycleGAN. For 64x64: 16x16 at 2c, residual blocks, up to c and 3 channels.
-
-    The size is halved by convolutions k4 s2. Arguments as in _Translator.
-    """
+    """Generator of 16-726's CycleGAN. For 64x64: by convolutions k4 s2 to 16x16 at 2c, residual blocks, up to c and 3
+    channels. Arguments as in _Translator."""
 
     res_block_conv, has_full_size_stage = SameConv, False
 
@@ -164,8 +176,7 @@ class ResnetGenerator(_Translator):
 
     c7s1-c, d2c, d4c, residual blocks, u2c, uc, c7s1-3 in the words of the paper, with reflection padding around the
     7x7 convolutions and in the blocks. With upsample "deconv" the u layers are the paper's k3 s2 transposed
-    convolutions. A bias that a normalization would undo is left out, unlike in the paper's code. Arguments as in
-    _Translator.
+    convolutions. Unlike in the paper's code, no bias precedes a normalization. Arguments as in _Translator.
     """
 
     res_block_conv, has_full_size_stage = ReflectConv, True
@@ -209,6 +220,8 @@ def build_dc_generator(options: "VanillaOptions") -> DCGenerator:
         upsample=options.upsample,
         init_type=options.init_type,
         self_modulation=options.self_modulation,
+        split_noise=options.split_noise,
+        fine_channels=options.fine_channels,
     )
 
 
@@ -274,12 +287,8 @@ class _Discriminator(nn.Module):
 class DCDiscriminator(_Discriminator):
     """Discriminator of DCGAN: images (B, 3, S, S) -> logits (B, 1, 1, 1).
 
-    For 64x64: convolutions to c, 2c, 4c, 8c channels give 4x4, then one k4 convolution gives the logit. Other image
-    sizes have fewer or more halvings.
-
-    Args:
-        image_size: 32, 64, 128 or 256; anything else raises ValueError.
-        others: the arguments of _Discriminator from conv_dim on.
+    For 64x64: convolutions to c, 2c, 4c, 8c channels give 4x4, then one k4 convolution gives the logit. Other sizes,
+    32, 128 or 256, have fewer or more halvings; anything else raises ValueError. The others are as in _Discriminator.
     """
 
     def __init__(self, image_size: int = 64, **others):
@@ -290,9 +299,8 @@ class PatchDiscriminator(_Discriminator):
     """Discriminator of patches: images (B, 3, H, W) -> logits (B, 1, H/16, W/16), with a receptive field of 46x46.
 
     Convolutions to c, 2c, 4c and 1 channels: DCDiscriminator for 64x64 with one layer less, so that each logit belongs
-    to one patch of the image (Isola et al. 2017, arXiv:1611.07004).
-
-    `image_size` is not used, since the same layers serve images of any size; the others are as in _Discriminator.
+    to one patch of the image (Isola et al. 2017, arXiv:1611.07004). `image_size` is not used, since the same layers
+    serve images of any size; the others are as in _Discriminator.
     """
 
     def __init__(self, image_size: int = 64, **others):
@@ -334,17 +342,3 @@ def build_discriminator(options: "VanillaOptions | CycleOptions", conv_dim: int)
         use_spectral_norm=options.spectral_norm,
         init_type=options.init_type,
     )
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Passes
-
-
-def forward_together(network: nn.Module, batches: Sequence[Tensor], norm: str) -> list[Tensor]:
-    """Return the network's result for each batch. The batches pass together, but one by one if `norm` is batch norm.
-
-    On a CPU one pass of 32 images takes three quarters of the time of two passes of 16.
-    """
-    if norm == "batch" or len(batches) == 1:
-        return [network(images) for images in batches]
-    return list(network(torch.cat(list(batches))).split([len(images) for images in batches]))

@@ -26,7 +26,7 @@ from diff_augment import diff_augment
 from losses import ADVERSARIAL_LOSSES, gradient_penalty, mode_seeking_loss
 from metrics.diagnostics import diagnose_dcgan, give_hints
 from metrics.evaluation import periodic_evaluation
-from models import build_dc_generator, build_discriminator, forward_together, sample_latents
+from models import build_dc_generator, build_discriminator, sample_latents
 from runs.open_run import open_run
 from system.device import set_up
 from system.processes import count_processes, draw_shard
@@ -35,7 +35,7 @@ from training.feature_matching import build_feature_matching
 from training.initial_weights import load_initial_weights
 from training.loop import Recipe, train
 from training.state import TrainingState
-from training.steps import backward_and_step
+from training.steps import backward_and_step, forward_together
 from utils import UserError, grid_columns, image_grid
 
 # Panels of losses.png: title -> the losses that it shows, as far as the run has them.

@@ -138,8 +138,8 @@ class SampleOptions(GenerateOptions):
         None, "list of seeds and ranges, such as 3,7,10-12", read=read_seeds, metavar="SEEDS")
     grid: str | None = option(None, "one picture of all images", metavar="FILE", is_path=True)
     truncation: float = option(
-        1.0, "scale z, uniform in [-1, 1], by T: images closer to the mean, and to each other", above=0, at_most=1,
-        metavar="T")
+        1.0, "scale z, uniform in [-1, 1], by T; below 1: images closer to the mean, and to each other; above 1: more "
+        "varied images, more of which have faults", above=0, at_most=2, metavar="T")
     device: str = option("auto", "auto: CUDA, else MPS, else CPU", choices=DEVICES)
     # fmt: on
 

@@ -9,6 +9,7 @@ from typing import Any
 DEVICES = ("auto", "cuda", "mps", "cpu")
 DIFFAUGMENT_ALL = "color,translation,cutout"
 IMAGE_SIZES = (32, 64, 128, 256)
+NOISE_PARTS = {32: 4, 64: 5, 128: 6, 256: 12}  # of --split_noise, with --fine_channels one more
 MAX_INT = 10**9  # largest whole number of an option without another limit: above it, sizes overflow
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from options.common import CommonOptions
-from options.fields import IMAGE_SIZES, option
+from options.fields import IMAGE_SIZES, NOISE_PARTS, option
 from options.presets import CYCLEGAN_PRESETS, DCGAN_PRESETS, Preset
 
 
@@ -26,6 +26,12 @@ class VanillaOptions(CommonOptions):
     self_modulation: bool = option(
         False, "the latent z scales and shifts every layer of G but the last (Chen et al. 2019): more varied images",
         "Networks")
+    fine_channels: int = option(
+        0, "channels of one more layer of G, at the size of the image, for fine details; 0: none", "Networks",
+        at_least=0)
+    split_noise: bool = option(
+        False, "with --self_modulation: every layer has a part of z of its own (BigGAN, Brock et al. 2019), so poses "
+        "and colors vary independently", "Networks")
     lambda_modes: float = option(
         0.0, "weight of the mode seeking loss (Mao et al. 2019): different latents give different images",
         "Objective", at_least=0)
@@ -40,6 +46,13 @@ class VanillaOptions(CommonOptions):
     def check_combinations(self) -> None:
         """Raise ValueError if options contradict each other."""
         super().check_combinations()
+        if self.split_noise and not self.self_modulation:
+            raise ValueError("--split_noise: only the layers of --self_modulation have parts of z; add that flag")
+        parts = NOISE_PARTS[self.image_size] + (self.fine_channels > 0)
+        if self.split_noise and self.noise_size < parts:
+            raise ValueError(
+                f"--noise_size: {self.noise_size} is less than the {parts} parts of --split_noise; use at least {parts}"
+            )
         if self.lambda_modes and self.batch_size == 1:
             raise ValueError(
                 "--lambda_modes: compares pairs of images, and --batch_size is 1; use at least 2, or --lambda_modes 0"

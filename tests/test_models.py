@@ -6,8 +6,9 @@ from torch import nn
 
 from layers.blocks import NORMS, InstanceNorm
 from layers.convolutions import UPSAMPLES, Conv4x4, PaperDeconv, ReflectConv, SameConv, UpConv
-from models import DISCRIMINATORS, GENERATORS, DCGenerator, forward_together, sample_latents
-from options.fields import IMAGE_SIZES
+from models import DISCRIMINATORS, GENERATORS, DCGenerator, sample_latents
+from options.fields import IMAGE_SIZES, NOISE_PARTS
+from training.steps import forward_together
 
 
 def convs(network):
@@ -46,6 +47,29 @@ def test_z_scales_and_shifts_every_layer(image_size):
     assert not torch.allclose(G(z), reference(0), atol=1e-3)
 
 
+@pytest.mark.golden
+@pytest.mark.parametrize("image_size", NOISE_PARTS)
+@pytest.mark.parametrize("fine_channels", [0, 3])
+def test_every_layer_has_its_part_of_a_split_z(image_size, fine_channels):
+    """Against parts cut by hand: 3 numbers for the first convolution, 2 for each stage. Another order is rejected."""
+    length = 2 * (NOISE_PARTS[image_size] + (fine_channels > 0)) + 1
+    shape = {"conv_dim": 2, "noise_size": length, "fine_channels": fine_channels}
+    G = DCGenerator(image_size, **shape, self_modulation=True, split_noise=True).double()
+    *stages, to_image, tanh = G.layers
+    assert 3 + 2 * len(stages) == length, "no number of z is left over"
+    z = torch.randn(3, length, 1, 1, dtype=torch.double)
+
+    def reference(order: list[int]) -> torch.Tensor:
+        x = z[:, :3]
+        for stage, place in zip(stages, order, strict=True):
+            x = stage(x, z[:, 3 + 2 * place : 5 + 2 * place])
+        return tanh(to_image(x))
+
+    order = list(range(len(stages)))
+    torch.testing.assert_close(G(z), reference(order))
+    assert not torch.allclose(G(z), reference(order[::-1]), atol=1e-3)
+
+
 def test_self_modulation_begins_moderate():
     """Scales and shifts have a deviation of 0.5 times the one of z, for any length of z."""
     for noise_size in (8, 100):
@@ -58,6 +82,8 @@ def test_layers_of_the_dcgan_generator():
     """64x64: 4x4 at 8c, up to 4c, 2c, c and 3; 256x256: two more stages and a second convolution in each."""
     channels = [(conv.in_channels, conv.out_channels) for conv in convs(DCGenerator(64, 32, 100))]
     assert channels == [(100, 256), (256, 128), (128, 64), (64, 32), (32, 3)]
+    fine = convs(DCGenerator(64, 32, 100, fine_channels=16))
+    assert [(conv.in_channels, conv.out_channels) for conv in fine] == [*channels[:-1], (32, 16), (16, 3)]
     large = convs(DCGenerator(256, 32, 100))
     assert [conv.out_channels for conv in large] == [256, 256, 256, 256, 256, 128, 128, 64, 64, 32, 32, 3]
     assert {type(conv) for conv in large[2::2]} == {ReflectConv}

@@ -61,6 +61,11 @@ MISTAKES = {
         ["--lambda_modes=1", "--batch_size=1"],
         ["--lambda_modes", "pairs", "is 1", "at least 2"],
     ),
+    "parts of z without layers that take them": (["--split_noise"], ["--split_noise", "--self_modulation", "add"]),
+    "fewer numbers than parts of z": (
+        ["--split_noise", "--self_modulation", "--noise_size=3"],
+        ["--noise_size", "3 is less than the 4 parts", "at least 4"],
+    ),
     "a batch without pairs of features": (
         ["--lambda_features=1", "--batch_size=1"],
         ["--lambda_features", "is 1", "at least 2"],

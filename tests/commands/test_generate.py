@@ -130,11 +130,12 @@ def test_results_do_not_depend_on_the_number_of_threads(workspace, monkeypatch):
 
 def test_truncation_and_checkpoint_change_the_images(workspace):
     images = {}
-    for flags in ("", "--truncation=0.5", "--checkpoint=1", "--checkpoint=newest", "--checkpoint=best"):
+    checkpoints = ("--checkpoint=1", "--checkpoint=newest", "--checkpoint=best")
+    for flags in ("", "--truncation=0.5", "--truncation=1.5", *checkpoints):
         assert generate_cli("sample", "cats", "-n2", "--grid=grid.png", "--overwrite", *filter(None, [flags])) == 0
         images[flags] = (workspace / "grid.png").read_bytes()
     assert images["--checkpoint=newest"] == images[""] == images["--checkpoint=best"]
-    assert len(set(images.values())) == 3
+    assert len(set(images.values())) == 4
     assert generate_cli("sample", "cats/checkpoint-000001.pt", "-n2", "--grid=file.png") == 0
     assert (workspace / "file.png").read_bytes() == images["--checkpoint=1"]
 
@@ -428,7 +429,7 @@ MISTAKES = {
     "bad seeds": (["sample", "cats", "--seeds=5-3", "--grid=g.png"], ["--seeds", "5-3", "3,7,10-12"]),
     "twice": (["sample", "cats", "--seeds=3,3", "--grid=g.png"], ["--seeds", "twice"]),
     "no images": (["sample", "cats", "-n0", "--grid=g.png"], ["-n", "0", "at least 1"]),
-    "truncation": (["sample", "cats", "-n1", "--grid=g.png", "--truncation=1.5"], ["--truncation", "1.5", "at most 1"]),
+    "truncation": (["sample", "cats", "-n1", "--grid=g.png", "--truncation=2.5"], ["--truncation", "2.5", "at most 2"]),
     "truncation nan": (
         ["sample", "cats", "-n1", "--grid=g.png", "--truncation=nan"],
         ["--truncation", "nan", "above 0"],

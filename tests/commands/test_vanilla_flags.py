@@ -79,6 +79,16 @@ FLAGS = {
     "conv_dim": (["--conv_dim=3"], lambda r: G(r, "layers.3.weight").shape == (3, 3, 3, 3)),
     "noise_size": (["--noise_size=9"], lambda r: G(r, "layers.0.0.weight").shape[1] == 9),
     "self_modulation": (["--self_modulation"], lambda r: "layers.0.modulation.bias" in r.checkpoint()["ema"]["G"]),
+    "fine_channels": (
+        ["--fine_channels=5"],
+        lambda r: [value.shape for key, value in r.checkpoint()["ema"]["G"].items() if value.dim() == 4][-2:]
+        == [(5, 2, 3, 3), (3, 5, 3, 3)],
+    ),
+    "split_noise": (
+        ["--self_modulation", "--split_noise", "--noise_size=9"],
+        lambda r: [value.shape[1] for key, value in r.checkpoint()["ema"]["G"].items() if "modulation.weight" in key]
+        == [2, 2, 2],
+    ),
     "lambda_modes": (["--lambda_modes=0.5"], lambda r: float(r.rows()[-1].get("modes", 0)) > 0),
     "lambda_features": (["--lambda_features=0.5"], lambda r: float(r.rows()[-1].get("features", 0)) > 0),
     "upsample": (["--upsample=deconv"], lambda r: G(r, "layers.1.0.weight").shape[-1] == 4),

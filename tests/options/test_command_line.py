@@ -293,7 +293,8 @@ def test_common_options_hold_what_both_scripts_share():
         {field.name for field in option_fields(cls)} for cls in (CommonOptions, VanillaOptions, CycleOptions)
     )
     assert vanilla - common == {
-        "data", "num_epochs", "conv_dim", "noise_size", "self_modulation", "lambda_modes", "disc", "upsample",
+        "data", "num_epochs", "conv_dim", "noise_size", "self_modulation", "split_noise", "fine_channels",
+        "lambda_modes", "disc", "upsample",
     }  # fmt: skip
     assert vanilla & cycle - common == {"data", "disc", "upsample"}, "these differ in what they mean"
 

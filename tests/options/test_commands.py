@@ -122,7 +122,7 @@ GENERATE_MISTAKES = [
     ("sample", ["run", "-n=2", "--seeds=1-3", "-o=f"], ["-n: 2 images, but --seeds has 3", "leave one out"]),
     ("sample", ["run", "--seeds=1,2,1", "-o=f"], ["--seeds: a seed is given twice; give each once"]),
     ("sample", ["run", "--seeds=a", "-o=f"], ["--seeds: 'a' is not a list of seeds; use one such as 3,7,10-12"]),
-    ("sample", ["run", "-n=1", "-o=f", "--truncation=0"], ["--truncation: 0.0", "above 0 and at most 1"]),
+    ("sample", ["run", "-n=1", "-o=f", "--truncation=0"], ["--truncation: 0.0", "above 0 and at most 2"]),
     ("sample", ["run", "-n=1", "-o=f", "--seedz=3"], ["--seedz=3, did you mean --seeds?"]),
     ("sample", ["run", "-n=1", "-o=f", "--loop"], ["unrecognized arguments: --loop (--help"]),
     ("interpolate", ["run", "-o=a.gif"], ["required: --seeds"]),

@@ -11,12 +11,12 @@ import cycle_gan
 from cycle_gan import build_networks, draw_samples, train_step
 from diff_augment import diff_augment
 from layers.image_pool import ImagePool
-from models import forward_together
 from options.training import CycleOptions
 from system.device import choose_precision
 from tests.conftest import assert_same
 from training.feature_matching import FeatureMatching
 from training.state import TrainingState
+from training.steps import forward_together
 
 pytestmark = pytest.mark.golden
 

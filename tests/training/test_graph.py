@@ -36,7 +36,15 @@ CASES = {
     "vanilla": VanillaOptions(**TINY, conv_dim=2, noise_size=4, spectral_norm=True, data_aug="deluxe"),
     "batch norm": VanillaOptions(**TINY, conv_dim=2, noise_size=4, norm="batch", data_aug="deluxe_autocontrast"),
     "self-modulation": VanillaOptions(
-        **TINY, conv_dim=2, noise_size=4, self_modulation=True, lambda_modes=0.1, d_optimizer="muon", d_lr=1e-4
+        **TINY,
+        conv_dim=2,
+        noise_size=5,
+        self_modulation=True,
+        split_noise=True,
+        fine_channels=3,
+        lambda_modes=0.1,
+        d_optimizer="muon",
+        d_lr=1e-4,
     ),
     "cycle": CycleOptions(
         **TINY, g_conv_dim=2, d_conv_dim=2, pool_size=6, use_cycle_consistency_loss=True, use_identity_loss=True
