@@ -47,11 +47,14 @@ class VanillaOptions(CommonOptions):
         """Raise ValueError if options contradict each other."""
         super().check_combinations()
         if self.split_noise and not self.self_modulation:
-            raise ValueError("--split_noise: only the layers of --self_modulation have parts of z; add that flag")
+            raise ValueError(
+                "--split_noise: only the layers of --self_modulation have parts of z; add that flag or --no-split_noise"
+            )
         parts = NOISE_PARTS[self.image_size] + (self.fine_channels > 0)
         if self.split_noise and self.noise_size < parts:
             raise ValueError(
-                f"--noise_size: {self.noise_size} is less than the {parts} parts of --split_noise; use at least {parts}"
+                f"--noise_size: {self.noise_size} is less than the {parts} parts of --split_noise; "
+                f"use at least {parts}, or --no-split_noise"
             )
         if self.lambda_modes and self.batch_size == 1:
             raise ValueError(

@@ -28,7 +28,7 @@ MODULES = {"vanilla_gan.py": vanilla_gan, "cycle_gan.py": cycle_gan}
 OPTIONS = {"vanilla_gan.py": VanillaOptions, "cycle_gan.py": CycleOptions}
 _SMALL = ["--image_size=32", "--batch_size=4", "--device=cpu", "--amp=off"]
 TINY = {
-    "vanilla_gan.py": [*_SMALL, "--conv_dim=2", "--noise_size=4"],
+    "vanilla_gan.py": [*_SMALL, "--conv_dim=2", "--noise_size=7"],
     "cycle_gan.py": [*_SMALL, "--g_conv_dim=2", "--d_conv_dim=2"],
 }
 

@@ -64,7 +64,7 @@ MISTAKES = {
     "parts of z without layers that take them": (["--split_noise"], ["--split_noise", "--self_modulation", "add"]),
     "fewer numbers than parts of z": (
         ["--split_noise", "--self_modulation", "--noise_size=3"],
-        ["--noise_size", "3 is less than the 4 parts", "at least 4"],
+        ["--noise_size", "3 is less than the 4 parts", "at least 4, or --no-split_noise"],
     ),
     "a batch without pairs of features": (
         ["--lambda_features=1", "--batch_size=1"],

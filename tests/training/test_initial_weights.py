@@ -111,13 +111,13 @@ def test_without_an_average_the_old_weights_are_the_average(folder):
         (
             "vanilla_gan.py",
             [*NETWORKS["vanilla_gan.py"], "--noise_size=5"],
-            ["G layers.0.0.weight 8x4x4x4 there, 8x5x4x4 here. That run has --noise_size 4:"],
+            ["G layers.0.0.weight 8x7x4x4 there, 8x5x4x4 here. That run has --noise_size 7:"],
             ("G", "layers.1.0.weight"),
         ),
         (
             "vanilla_gan.py",
             [*NETWORKS["vanilla_gan.py"], "--image_size=64"],
-            ["G layers.0.0.weight 8x4x4x4 there, 16x4x4x4 here", "That run has --image_size 32:"],
+            ["G layers.0.0.weight 8x7x4x4 there, 16x7x4x4 here", "That run has --image_size 32:"],
             ("D", "layers.0.0.parametrizations.weight.original"),
         ),
         (
