@@ -50,9 +50,9 @@ class DCGenerator(nn.Module):
         image_size: 32, 64, 128 or 256; anything else raises ValueError.
         upsample: "nearest" (nearest x2, conv 3x3) or "deconv" (transposed conv k4 s2 p1).
         self_modulation: whether z scales and shifts the channels of every stage; see ModulatedStage.
-        fine_channels: channels of one more stage, at the size of the image; 0: none, as in the paper. Without it the
-            pixels of each 2x2 block are linear functions of the same few numbers, which blurs fine details.
-        split_noise: whether the first convolution and each modulation have a part of z of their own, not the whole z
+        fine_channels: channels of one more stage, at the size of the image; 0: none, as in the paper. Without it no
+            layer with a ReLU works at this size.
+        split_noise: whether, with self_modulation, the first convolution and each stage have a part of z of their own
             (BigGAN, Brock et al. 2019, arXiv:1809.11096). noise_size is then at least the number of parts.
     """
 

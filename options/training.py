@@ -30,8 +30,7 @@ class VanillaOptions(CommonOptions):
         0, "channels of one more layer of G, at the size of the image, for fine details; 0: none", "Networks",
         at_least=0)
     split_noise: bool = option(
-        False, "with --self_modulation: every layer has a part of z of its own (BigGAN, Brock et al. 2019), so poses "
-        "and colors vary independently", "Networks")
+        False, "with --self_modulation: every layer has a part of z of its own (BigGAN, Brock et al. 2019)", "Networks")
     lambda_modes: float = option(
         0.0, "weight of the mode seeking loss (Mao et al. 2019): different latents give different images",
         "Objective", at_least=0)

@@ -84,6 +84,10 @@ def test_layers_of_the_dcgan_generator():
     assert channels == [(100, 256), (256, 128), (128, 64), (64, 32), (32, 3)]
     fine = convs(DCGenerator(64, 32, 100, fine_channels=16))
     assert [(conv.in_channels, conv.out_channels) for conv in fine] == [*channels[:-1], (32, 16), (16, 3)]
+    assert isinstance(convs(DCGenerator(64, 2, 5, upsample="deconv", fine_channels=3))[-2], UPSAMPLES["deconv"])
+    *_, double, to_image = convs(G := DCGenerator(256, 2, 5, fine_channels=3))
+    assert double.padding_mode == "reflect" and isinstance(to_image, ReflectConv) and to_image.bias is not None
+    assert double.bias is None and isinstance(G.layers[-3][1], InstanceNorm)
     large = convs(DCGenerator(256, 32, 100))
     assert [conv.out_channels for conv in large] == [256, 256, 256, 256, 256, 128, 128, 64, 64, 32, 32, 3]
     assert {type(conv) for conv in large[2::2]} == {ReflectConv}

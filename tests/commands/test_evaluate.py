@@ -112,7 +112,7 @@ def test_the_picture_shows_images_of_the_generator(workspace, tmp_path):
     checkpoint = torch.load(workspace / "dcgan/checkpoint-000004.pt", weights_only=True)
     G = vanilla_gan.build_networks(vanilla_gan.VanillaOptions.from_dict(checkpoint["options"]))["G"].eval()
     G.load_state_dict(checkpoint["ema"]["G"])
-    z = torch.rand(9, 4, 1, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    z = torch.rand(9, 7, 1, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
     made = ((G(z) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     paths = [workspace / "photos" / f"{i}.png" for i in range(9)]
     real = torch.stack([read(path, 32) for path in paths])

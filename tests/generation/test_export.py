@@ -43,7 +43,7 @@ def check_metadata(metadata: dict[str, str], direction: str, step: int = 1) -> N
     assert metadata.get("pad_multiple") == (None if direction == "z to image" else "4")
 
 
-CASES = {"cats": (None, [(4, 4, 1, 1), (1, 4, 1, 1)]), "fruit": ("Y2X", [(2, 3, 24, 56), (1, 3, 100, 32)])}
+CASES = {"cats": (None, [(4, 7, 1, 1), (1, 7, 1, 1)]), "fruit": ("Y2X", [(2, 3, 24, 56), (1, 3, 100, 32)])}
 
 
 @pytest.mark.golden
@@ -110,7 +110,7 @@ def test_missing_packages(runs, tmp_path, monkeypatch, capsys):
         (ResnetGenerator(conv_dim=2, n_res_blocks=1, upsample="deconv", norm="batch"), (1, 3, 16, 16), (2, 3, 32, 20)),
         (DCGenerator(conv_dim=2, noise_size=3, upsample="deconv"), (2, 3, 1, 1), (5, 3, 1, 1)),
         (DCGenerator(conv_dim=2, noise_size=3, self_modulation=True), (2, 3, 1, 1), (5, 3, 1, 1)),
-        (DCGenerator(conv_dim=2, noise_size=7, self_modulation=True, split_noise=True), (2, 7, 1, 1), (5, 7, 1, 1)),
+        (DCGenerator(64, 2, 7, self_modulation=True, split_noise=True, fine_channels=3), (2, 7, 1, 1), (5, 7, 1, 1)),
         (DCGenerator(image_size=256, conv_dim=1, noise_size=3, norm="none"), (2, 3, 1, 1), (1, 3, 1, 1)),
     ],
 )

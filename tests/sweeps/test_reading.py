@@ -135,7 +135,7 @@ MISTAKES = {
     CASE + 'published = {"FID, X to Y" = 3}': (
         r"published: 'FID, X to Y' is not a metric of vanilla_gan.py; use such as 'FID'"
     ),
-    CASE.replace("vanilla", "cycle").replace("conv_dim", "g_conv_dim").replace("noise_size = 4\n", "")
+    CASE.replace("vanilla", "cycle").replace("conv_dim", "g_conv_dim").replace("noise_size = 7\n", "")
     + "published = {FID = 3}": r"published: 'FID' is not a metric of cycle_gan.py; use such as 'FID, X to Y'",
     CASE + "published = {FID = nan}": r"\[\[case\]\] 'a': published: it is not a table of numbers",
     CASE + 'published = {FID = "x"}': r"\[\[case\]\] 'a': published: it is not a table of numbers",
