@@ -76,6 +76,7 @@ class DCGenerator(nn.Module):
         widths = [conv_dim * min(8, 2**i) for i in reversed(range(doublings))]
         large = image_size == 256
         padding_mode = "reflect" if large else "zeros"
+        # Lengths of z for the first convolution, and for each stage.
         parts = torch.arange(noise_size).tensor_split(NOISE_PARTS[image_size] + (fine_channels > 0))
         self.parts = list(map(len, parts)) if split_noise else None
         lengths = iter(self.parts or [noise_size] * len(parts))

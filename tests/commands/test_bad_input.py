@@ -66,6 +66,10 @@ MISTAKES = {
         ["--split_noise", "--self_modulation", "--noise_size=3"],
         ["--noise_size", "3 is less than the 4 parts", "at least 4, or --no-split_noise"],
     ),
+    "a part of z for the fine layer, too": (
+        ["--split_noise", "--self_modulation", "--fine_channels=2", "--noise_size=4"],
+        ["--noise_size", "4 is less than the 5 parts"],
+    ),
     "a batch without pairs of features": (
         ["--lambda_features=1", "--batch_size=1"],
         ["--lambda_features", "is 1", "at least 2"],
