@@ -78,7 +78,7 @@ class ImageBatches:
         self.is_cached = count * 3 * self.stored_size**2 <= cache_gb * 1e9
         self._pool = ThreadPoolExecutor(num_workers or os.cpu_count())
         self._streamed: dict[tuple[int, bool], list[Future[Decoded]]] = {}  # pending or finished decodes, by step
-        self._selected: Tensor | None = None  # indices of the images of the next batch, int64 (B,) on the device
+        self.selected: Tensor | None = None  # indices of the images of the next batch, int64 (B,) on the device
         self._streamed_batch: Tensor | None = None  # uint8 (B, 3, R, R)
 
         # Decode all images once: to keep them, or else to know before training which of them are readable.
@@ -207,16 +207,16 @@ class ImageBatches:
             self._streamed_batch = self._next_streamed(step, whole).to(self.device, non_blocking=True)
             return
         indices = self._indices(step, whole)
-        if self._selected is None or len(self._selected) != len(indices):
-            self._selected = indices.to(self.device)
+        if self.selected is None or len(self.selected) != len(indices):
+            self.selected = indices.to(self.device)
         else:  # in place, where a CUDA graph reads them
-            self._selected.copy_(indices.pin_memory() if self.device.type == "cuda" else indices, non_blocking=True)
+            self.selected.copy_(indices.pin_memory() if self.device.type == "cuda" else indices, non_blocking=True)
 
     def augmented(self, whole: bool = False) -> Tensor:
         """Return the selected batch, augmented. Only the selected images depend on the step."""
         uniforms = torch.rand(self.batch_size, self.augmentation.uniforms, device=self.device)
         uniforms = uniforms if whole else local_shard(uniforms)
-        stored = self.images[self._selected] if self.is_cached else self._streamed_batch  # uint8 (B, 3, R, R)
+        stored = self.images[self.selected] if self.is_cached else self._streamed_batch  # uint8 (B, 3, R, R)
         assert stored is not None  # `select` has been called
         return self.augmentation.apply(stored, self.image_size, uniforms)
 

@@ -19,6 +19,7 @@ if __name__ == "__main__":
     OPTIONS = parse_command_line(VanillaOptions, __doc__)  # before torch is imported, so that --help answers at once
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_loader import load_images
@@ -32,6 +33,7 @@ from system.device import set_up
 from system.processes import count_processes, draw_shard
 from system.program import run_main
 from training.feature_matching import build_feature_matching
+from training.image_codes import build_image_codes
 from training.initial_weights import load_initial_weights
 from training.loop import Recipe, train
 from training.state import TrainingState
@@ -43,6 +45,7 @@ PANELS = {
     "": ["D_real", "D_fake", "D_total", "G"],
     "Mode seeking": ["modes"],
     "Feature matching": ["features"],
+    "Images from their codes": ["codes"],
     "Gradient penalties": ["R1", "R2"],
 }
 
@@ -73,6 +76,8 @@ def train_step(
     # Generate fakes. Both updates use them: D's without, G's with the gradient through G.
     with state.precision.autocast():
         z = draw_shard(lambda count: sample_latents(count, options.noise_size, real.device), len(real))  # (B, Z, 1, 1)
+        if options.lambda_codes:  # every second latent is the code of the real image in its place
+            z[1::2] = state.pools["codes"]()[1::2]
         fake = G(z)  # (B, 3, S, S)
 
     # Update D: minimize the sum of discriminator(D(x), D(G(z))); for LSGAN mean((D(x) - 1)^2) / 2 + mean(D(G(z))^2) / 2
@@ -88,7 +93,8 @@ def train_step(
     backward_and_step(D_total, state.optimizers["D"], state.precision.scaler)
 
     # Update G: minimize generator(D(G(z))); for LSGAN mean((D(G(z)) - 1)^2).
-    #     + lambda_modes |z1 - z2| / |G(z1) - G(z2)| + lambda_features MMD(G(z), x), if asked for.
+    #     + lambda_modes |z1 - z2| / |G(z1) - G(z2)| + lambda_features MMD(G(z), x) + lambda_codes |G(code(x)) - x|,
+    #     if asked for.
     with state.precision.autocast():
         losses["G"] = G_total = loss.generator(*discriminate(*([real, fake] if loss.is_relativistic else [fake])))
     if options.lambda_modes:
@@ -97,6 +103,9 @@ def train_step(
     if options.lambda_features:
         losses["features"] = state.matching["images"](fake)
         G_total = G_total + options.lambda_features * losses["features"]
+    if options.lambda_codes:
+        losses["codes"] = F.l1_loss(fake[1::2].float(), real[1::2])
+        G_total = G_total + options.lambda_codes * losses["codes"]
     backward_and_step(G_total, state.optimizers["G"], state.precision.scaler)
 
     return {name: value.detach() for name, value in losses.items()}
@@ -115,14 +124,15 @@ def main(request: VanillaOptions) -> int:
     """Train as the command line says; return the exit code."""
     run, options = open_run(request)
     device, precision = set_up(options)
-    if options.lambda_modes and count_processes() > 1 and options.batch_size % (2 * count_processes()):
-        pairs = 2 * count_processes()
-        raise UserError(f"--batch_size: {options.batch_size} leaves images without a partner for --lambda_modes in "
+    pairs, has_pairs = 2 * count_processes(), options.lambda_modes or options.lambda_codes
+    if has_pairs and count_processes() > 1 and options.batch_size % pairs:
+        flag = "--lambda_modes" if options.lambda_modes else "--lambda_codes"
+        raise UserError(f"--batch_size: {options.batch_size} leaves images without a partner for {flag} in "
                         f"{count_processes()} processes; use a multiple of {pairs}")  # fmt: skip
     state = TrainingState.create(build_networks(options), {"G": ["G"], "D": ["D"]}, ["G"], options, device, precision)
     load_initial_weights(state, run, options)
     data = load_images(options, device, run.recorded_images)
-    state.matching = build_feature_matching(data, options)
+    state.matching, state.pools = build_feature_matching(data, options), build_image_codes(data, options)
     options = options.with_value_ranges([images.value_range for images in data.values()])
     evaluate = periodic_evaluation({"z": lambda z: state.generate("G", z)}, data, options, device)
     recipe = Recipe(train_step, draw_samples, diagnose_dcgan, give_hints, PANELS, evaluate)

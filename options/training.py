@@ -34,6 +34,9 @@ class VanillaOptions(CommonOptions):
     lambda_modes: float = option(
         0.0, "weight of the mode seeking loss (Mao et al. 2019): different latents give different images",
         "Objective", at_least=0)
+    lambda_codes: float = option(
+        0.0, "weight of the loss that draws each training image from a latent of its own, so that none is forgotten",
+        "Objective", at_least=0)
     disc: str = option(
         "dc", "discriminator; dc: one logit per image, patch: one per 46x46 patch", "Networks",
         choices=("dc", "patch"))
@@ -55,9 +58,13 @@ class VanillaOptions(CommonOptions):
                 f"--noise_size: {self.noise_size} is less than the {parts} parts of --split_noise; "
                 f"use at least {parts}, or --no-split_noise"
             )
-        if self.lambda_modes and self.batch_size == 1:
+        for flag, weight in (("--lambda_modes", self.lambda_modes), ("--lambda_codes", self.lambda_codes)):
+            if weight and self.batch_size == 1:
+                raise ValueError(f"{flag}: needs pairs of images, and --batch_size is 1; use at least 2, or {flag} 0")
+        if self.lambda_codes and self.data_aug != "basic":
             raise ValueError(
-                "--lambda_modes: compares pairs of images, and --batch_size is 1; use at least 2, or --lambda_modes 0"
+                f"--lambda_codes: a code stands for one fixed image, and --data_aug {self.data_aug} changes the images "
+                "at random; use --data_aug basic, or --lambda_codes 0"
             )
 
 

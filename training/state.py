@@ -31,7 +31,7 @@ class TrainingState:
         ema: name -> exponential moving average of the network of that name, in eval mode; empty when off.
         precision: of the forward passes, with the gradient scaler of fp16.
         device: of the networks and of `sums`.
-        pools: name -> module whose buffers the steps fill.
+        pools: name -> module whose buffers belong to the training: past fakes, which the steps fill, or codes.
         step: number of steps taken.
         sums: sum of each loss since the last row of losses.csv, on the device.
         counts: number of steps in each sum: a loss need not be computed in every step.

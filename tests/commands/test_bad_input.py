@@ -61,6 +61,18 @@ MISTAKES = {
         ["--lambda_modes=1", "--batch_size=1"],
         ["--lambda_modes", "pairs", "is 1", "at least 2"],
     ),
+    "codes, and a batch without pairs": (
+        ["--lambda_codes=1", "--batch_size=1"],
+        ["--lambda_codes", "pairs", "is 1", "at least 2"],
+    ),
+    "codes of images that change": (
+        ["--lambda_codes=1", "--data_aug=deluxe"],
+        ["--lambda_codes", "--data_aug deluxe", "use --data_aug basic"],
+    ),
+    "codes of images that are not in memory": (
+        ["--lambda_codes=1", "--cache_gb=0"],
+        ["--lambda_codes", "in memory", "larger --cache_gb"],
+    ),
     "parts of z without layers that take them": (["--split_noise"], ["--split_noise", "--self_modulation", "add"]),
     "fewer numbers than parts of z": (
         ["--split_noise", "--self_modulation", "--noise_size=3"],

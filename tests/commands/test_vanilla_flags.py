@@ -90,6 +90,7 @@ FLAGS = {
         == [2, 2, 2],
     ),
     "lambda_modes": (["--lambda_modes=0.5"], lambda r: float(r.rows()[-1].get("modes", 0)) > 0),
+    "lambda_codes": (["--lambda_codes=0.5"], lambda r: float(r.rows()[-1].get("codes", 0)) > 0),
     "lambda_features": (["--lambda_features=0.5"], lambda r: float(r.rows()[-1].get("features", 0)) > 0),
     "upsample": (["--upsample=deconv"], lambda r: G(r, "layers.1.0.weight").shape[-1] == 4),
     "checkpoint_dir": (["--checkpoint_dir={tmp}/elsewhere"], lambda r: r.folder.parent.name == "elsewhere"),

@@ -31,6 +31,7 @@ CASES = {
     "muon": ("vanilla_gan.py", ["--d_optimizer=muon", "--d_lr=1e-4"]),
     "features": ("vanilla_gan.py", ["--lambda_features=1"]),
     "odd": ("vanilla_gan.py", ["--lambda_features=1", "--batch_size=6"]),  # three images in each process
+    "codes": ("vanilla_gan.py", ["--lambda_codes=1", "--data_aug=basic"]),
     "initial": ("vanilla_gan.py", ["--init_from={root}/vanilla-one", "--seed=12"]),
     "cycle": ("cycle_gan.py", ["--pool_size=5", "--use_cycle_consistency_loss", "--use_identity_loss"]),
 }

@@ -22,6 +22,7 @@ from system.device import choose_precision
 from tests.conftest import assert_same
 from training import steps
 from training.feature_matching import FeatureMatching, build_feature_matching
+from training.image_codes import build_image_codes
 from training.schedule import LR_POLICIES
 from training.state import TrainingState
 from training.steps import StepRunner, graph_obstacle
@@ -49,6 +50,7 @@ CASES = {
     "cycle": CycleOptions(
         **TINY, g_conv_dim=2, d_conv_dim=2, pool_size=6, use_cycle_consistency_loss=True, use_identity_loss=True
     ),
+    "codes": VanillaOptions(**TINY, conv_dim=2, noise_size=4, lambda_codes=1.0),
     "features": VanillaOptions(**TINY, conv_dim=2, noise_size=4, lambda_features=1.0),
     "penalties": VanillaOptions(
         **TINY, conv_dim=2, noise_size=4, gan_mode="relativistic", r1_gamma=1.0, r2_gamma=1.0, penalty_every=2
@@ -112,6 +114,8 @@ def run(photos, domains, monkeypatch):
         precision, networks = choose_precision("off", CPU), script.build_networks(options)
         state = TrainingState.create(networks, groups, groups["G"], options, CPU, precision, pools)
         state.matching = build_feature_matching(images, options)
+        if isinstance(options, VanillaOptions):
+            state.pools = build_image_codes(images, options)
         for optimizer in state.optimizers.values() if lr_on_device else []:
             optimizer.param_groups[0]["lr"] = torch.tensor(1.0)
         runner = StepRunner(state, images, options, script.train_step)
@@ -146,7 +150,7 @@ def test_one_graph_for_both_kinds_of_step_is_seen(run, monkeypatch):
 
 def test_images_in_another_place_are_seen(run, monkeypatch):
     def select(self, step, whole=False):
-        self._selected = self._indices(step, whole)
+        self.selected = self._indices(step, whole)
 
     expected = run("vanilla", as_graph=False)
     monkeypatch.setattr(ImageBatches, "select", select)

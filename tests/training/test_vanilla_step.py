@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from options import VanillaOptions
 from system.device import choose_precision
 from tests.conftest import assert_same
 from training.feature_matching import FeatureMatching
+from training.image_codes import ImageCodes
 from training.state import TrainingState
 from utils import UserError, image_grid
 from vanilla_gan import build_networks, draw_samples, train_step
@@ -24,6 +26,8 @@ CPU = torch.device("cpu")
 OPTIONS = VanillaOptions(image_size=32, conv_dim=2, noise_size=4, use_diffaug="translation,cutout", ema_decay=0.9)
 MODES = dataclasses.replace(OPTIONS, lambda_modes=0.02)
 FEATURES = dataclasses.replace(OPTIONS, lambda_features=0.5)
+CODES = dataclasses.replace(OPTIONS, lambda_codes=0.5)
+SELECTED = torch.tensor([4, 0, 2])  # the images of the batch, of five
 R3GAN = dataclasses.replace(OPTIONS, gan_mode="relativistic", r1_gamma=3.0, r2_gamma=5.0, penalty_every=4)
 
 
@@ -32,11 +36,16 @@ def make(options=OPTIONS, amp="off"):
     networks = build_networks(options)
     state = TrainingState.create(networks, {"G": ["G"], "D": ["D"]}, ["G"], options, CPU, choose_precision(amp, CPU))
     state.matching = {"images": FeatureMatching([real_images()], 3, CPU)} if options.lambda_features else {}
+    state.pools = {"codes": ImageCodes(codes(), SimpleNamespace(selected=SELECTED))} if options.lambda_codes else {}
     return state
 
 
 def real_images():
     return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(5)) * 2 - 1
+
+
+def codes():
+    return torch.rand(5, 4, 1, 1, generator=torch.Generator().manual_seed(6)) * 2 - 1
 
 
 def squared_gradient(D, images, options):
@@ -51,6 +60,9 @@ def by_hand(state, real, options, with_penalty, wrong=None):
     G, D = state.networks["G"], state.networks["D"]
     adam_g, adam_d = (torch.optim.Adam(n.parameters(), options.lr, (options.beta1, options.beta2)) for n in (G, D))
     z = sample_latents(len(real), options.noise_size, CPU)
+    if options.lambda_codes:
+        place = 0 if wrong == "code at another place" else 1
+        z[place] = codes()[1 if wrong == "code of another image" else SELECTED[place]]
     fake = G(z)
     real_logits = D(diff_augment(real, options.use_diffaug))
     fake_logits = D(diff_augment(fake.detach(), options.use_diffaug))
@@ -92,6 +104,11 @@ def by_hand(state, real, options, with_penalty, wrong=None):
         images = images.detach() if wrong == "features have no gradient" else images
         losses["features"] = state.matching["images"](images)
         total = total + (1 if wrong == "features without weight" else options.lambda_features) * losses["features"]
+    if options.lambda_codes:
+        images = diff_augment(fake, options.use_diffaug) if wrong == "codes give augmented images" else fake
+        images = images.detach() if wrong == "codes have no gradient" else images
+        losses["codes"] = (images[1] - real[1]).abs().mean()
+        total = total + (1 if wrong == "codes without weight" else options.lambda_codes) * losses["codes"]
     G.zero_grad()
     total.backward()
     adam_g.step()
@@ -117,7 +134,9 @@ def difference(options=OPTIONS, with_penalty=False, wrong=None):
 
 
 @pytest.mark.parametrize("with_penalty", [False, True])
-@pytest.mark.parametrize("options", [OPTIONS, MODES, FEATURES, R3GAN], ids=["lsgan", "modes", "features", "R3GAN"])
+@pytest.mark.parametrize(
+    "options", [OPTIONS, MODES, FEATURES, CODES, R3GAN], ids=["lsgan", "modes", "features", "codes", "R3GAN"]
+)
 def test_update(options, with_penalty):
     options = dataclasses.replace(options, r1_gamma=3.0, r2_gamma=5.0) if with_penalty else options
     assert difference(options, with_penalty) < 2e-6
@@ -147,6 +166,21 @@ def test_wrong_feature_matching_is_rejected(wrong):
     assert (difference(FEATURES, wrong=wrong) > 1e-4) == (wrong is not None)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        None,
+        "code at another place",
+        "code of another image",
+        "codes give augmented images",
+        "codes have no gradient",
+        "codes without weight",
+    ],
+)
+def test_wrong_codes_are_rejected(wrong):
+    assert (difference(CODES, wrong=wrong) > 1e-4) == (wrong is not None)
+
+
 @pytest.mark.parametrize("wrong", ["interval forgotten", "R1 is R2", "no half", "penalty has no gradient"])
 def test_wrong_penalties_are_rejected(wrong):
     assert difference(R3GAN, with_penalty=True, wrong=wrong) > 1e-5
@@ -159,7 +193,7 @@ def test_a_penalty_without_weight_is_not_computed():
 
 
 def test_every_loss_has_a_panel():
-    options = dataclasses.replace(R3GAN, lambda_modes=0.1, lambda_features=0.1)
+    options = dataclasses.replace(R3GAN, lambda_modes=0.1, lambda_features=0.1, lambda_codes=0.1)
     losses = train_step(make(options), {"images": real_images()}, options, True)
     assert sorted(losses) == sorted(name for names in vanilla_gan.PANELS.values() for name in names)
 
@@ -195,14 +229,15 @@ def test_grid_shows_the_average_in_eval_mode():
     assert state.networks["G"].training
 
 
+@pytest.mark.parametrize("options", [MODES, CODES], ids=["modes", "codes"])
 @pytest.mark.parametrize(("size", "processes", "fits"), [(6, 1, True), (3, 1, True), (6, 2, False), (8, 2, True)])
-def test_processes_that_cut_pairs_apart_are_refused(size, processes, fits, monkeypatch):
+def test_processes_that_cut_pairs_apart_are_refused(options, size, processes, fits, monkeypatch):
     """With an odd part, the last image of each process would have no partner."""
 
     def stop(*_):
         raise InterruptedError
 
-    options = dataclasses.replace(MODES, batch_size=size, device="cpu")
+    options = dataclasses.replace(options, batch_size=size, device="cpu")
     monkeypatch.setattr(vanilla_gan, "count_processes", lambda: processes)
     monkeypatch.setattr(vanilla_gan, "open_run", lambda request: (None, request))
     monkeypatch.setattr(vanilla_gan, "build_networks", stop)

@@ -1,0 +1,78 @@
+"""Codes for --lambda_codes: a latent of its own for each training image."""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils import UserError
+
+if TYPE_CHECKING:
+    from data_loader import ImageBatches
+    from options.training import VanillaOptions
+
+PCA_SIZE = 32  # side to which images are reduced before their components are computed
+
+
+def principal_codes(images: Tensor, noise_size: int) -> Tensor:
+    """Return a code for each image, (N, noise_size, 1, 1) in [-1, 1]: its principal components, replaced by ranks.
+
+    The images, ordered by a component, get evenly spaced values of it. So similar images have similar codes, and each
+    number of a code is uniform in [-1, 1], as in a random latent. If there are fewer components than numbers, the
+    others are random.
+
+    Args:
+        images: uint8 (N, 3, S, S).
+    """
+    small = torch.cat(
+        [F.adaptive_avg_pool2d(part.float(), min(PCA_SIZE, part.shape[-1])) for part in images.split(256)]
+    )
+    small = small.flatten(1)  # (N, 3072)
+    count = min(noise_size, *small.shape)
+    components, _, _ = torch.pca_lowrank(small, count, niter=4)  # (N, count)
+    components = torch.cat([components, torch.rand(len(small), noise_size - count)], dim=1)  # (N, noise_size)
+    ranks = components.argsort(dim=0).argsort(dim=0)
+    return ((2 * ranks + 1) / len(small) - 1)[..., None, None]
+
+
+class ImageCodes(nn.Module):
+    """The codes of a run's images, which stay as they are. They are part of the checkpoint.
+
+    G learns to draw each image from its code, as well as to please D (GLO, Bojanowski et al. 2018, "Optimizing the
+    Latent Space of Generative Networks", arXiv:1707.05776, where the codes begin as principal components, too, and are
+    trained). So no image of the folder is forgotten.
+
+    Args:
+        codes: (N, Z, 1, 1), in the order of the images.
+        images: the images of the run.
+    """
+
+    codes: Tensor
+    is_full = True  # as a pool that will not change
+
+    def __init__(self, codes: Tensor, images: "ImageBatches"):
+        super().__init__()
+        self.images = images
+        self.register_buffer("codes", codes)
+
+    def forward(self) -> Tensor:
+        """Return the codes of the images of the current batch, (B, Z, 1, 1)."""
+        return self.codes[self.images.selected]
+
+
+def build_image_codes(data: "dict[str, ImageBatches]", options: "VanillaOptions") -> dict[str, nn.Module]:
+    """Return the codes of the images as {"codes": codes}; empty without --lambda_codes.
+
+    Raises:
+        UserError: the images are not in memory.
+    """
+    if not options.lambda_codes:
+        return {}
+    images = data["images"]
+    if not images.is_cached:
+        raise UserError("--lambda_codes: needs all images in memory; use a larger --cache_gb, or --lambda_codes 0")
+    with torch.random.fork_rng([]):
+        torch.manual_seed(options.seed)
+        codes = principal_codes(images.images.cpu(), options.noise_size)
+    return {"codes": ImageCodes(codes.to(images.device), images)}
