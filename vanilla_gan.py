@@ -104,7 +104,7 @@ def train_step(
         losses["features"] = state.matching["images"](fake)
         G_total = G_total + options.lambda_features * losses["features"]
     if options.lambda_codes:
-        losses["codes"] = F.l1_loss(fake[1::2].float(), real[1::2])
+        losses["codes"] = F.l1_loss(fake[1::2], real[1::2])
         G_total = G_total + options.lambda_codes * losses["codes"]
     backward_and_step(G_total, state.optimizers["G"], state.precision.scaler)
 

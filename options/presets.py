@@ -25,8 +25,8 @@ _LARGE: dict[str, Any] = dict(
 # fmt: off
 DCGAN_PRESETS: dict[str, Preset] = {
     "toy_cats": (
-        "the embedded toy cats, used without --data: as few_images, with Adam for D, a fine layer, z in parts, mode "
-        "seeking and a moving average of 0.99, 1,400 iterations",
+        "the embedded toy cats, used without --data: as few_images, without codes, with Adam for D, a fine layer, z in "
+        "parts, mode seeking and a moving average of 0.99, 1,400 iterations",
         dict(_FEW, self_modulation=True, split_noise=True, noise_size=96, fine_channels=16, lambda_modes=0.3,
              ema_decay=0.99, train_iters=1400)),
     "hasey": (
@@ -46,8 +46,9 @@ DCGAN_PRESETS: dict[str, Preset] = {
         dict(data="cat/grumpifyBprocessed", disc="patch", use_diffaug=DIFFAUGMENT_ALL, train_iters=6400)),
     "few_images": (
         "our best for a folder of fewer than a thousand images of one kind: patch, Muon for D, self-modulation, a "
-        "short latent, cross-entropy, DiffAugment without cutout, a rate of 1e-3, 6,400 iterations",
-        dict(_FEW, d_optimizer="muon", noise_size=32, self_modulation=True, train_iters=6400)),
+        "short latent, a code for each image, cross-entropy, DiffAugment without cutout, a rate of 1e-3, 6,400 "
+        "iterations",
+        dict(_FEW, d_optimizer="muon", noise_size=32, self_modulation=True, lambda_codes=5.0, train_iters=6400)),
     "leo": (
         "Leo: the faces of one person (dataset.py faces), patch, spectral norm, deluxe, DiffAugment, 5,000 epochs, "
         "rate constant for half, then linear to 0",

@@ -58,13 +58,16 @@ class VanillaOptions(CommonOptions):
                 f"--noise_size: {self.noise_size} is less than the {parts} parts of --split_noise; "
                 f"use at least {parts}, or --no-split_noise"
             )
-        for flag, weight in (("--lambda_modes", self.lambda_modes), ("--lambda_codes", self.lambda_codes)):
-            if weight and self.batch_size == 1:
-                raise ValueError(f"{flag}: needs pairs of images, and --batch_size is 1; use at least 2, or {flag} 0")
+        for name in ("lambda_modes", "lambda_codes"):
+            if getattr(self, name) and self.batch_size == 1:
+                raise ValueError(
+                    f"{self.describe_flag(name)}: works on pairs of images, and --batch_size is 1; use at least 2, or "
+                    f"--{name} 0"
+                )
         if self.lambda_codes and self.data_aug != "basic":
             raise ValueError(
-                f"--lambda_codes: a code stands for one fixed image, and --data_aug {self.data_aug} changes the images "
-                "at random; use --data_aug basic, or --lambda_codes 0"
+                f"{self.describe_flag('lambda_codes')}: a code stands for one fixed image, and --data_aug "
+                f"{self.data_aug} changes the images at random; use --data_aug basic, or --lambda_codes 0"
             )
 
 

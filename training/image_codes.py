@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from system.processes import broadcast
 from utils import UserError
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ def principal_codes(images: Tensor, noise_size: int) -> Tensor:
     """Return a code for each image, (N, noise_size, 1, 1) in [-1, 1]: its principal components, replaced by ranks.
 
     The images, ordered by a component, get evenly spaced values of it. So similar images have similar codes, and each
-    number of a code is uniform in [-1, 1], as in a random latent. If there are fewer components than numbers, the
-    others are random.
+    number of a code is uniform in [-1, 1], as in a random latent. N images have N - 1 components; if the code is
+    longer, its other numbers are random. Nothing depends on a seed.
 
     Args:
         images: uint8 (N, 3, S, S).
@@ -29,9 +30,13 @@ def principal_codes(images: Tensor, noise_size: int) -> Tensor:
         [F.adaptive_avg_pool2d(part.float(), min(PCA_SIZE, part.shape[-1])) for part in images.split(256)]
     )
     small = small.flatten(1)  # (N, 3072)
-    count = min(noise_size, *small.shape)
-    components, _, _ = torch.pca_lowrank(small, count, niter=4)  # (N, count)
-    components = torch.cat([components, torch.rand(len(small), noise_size - count)], dim=1)  # (N, noise_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        candidates, _, _ = torch.pca_lowrank(small, min(noise_size + 32, *small.shape), niter=8)  # 32 more are exact
+        components = candidates[:, : min(noise_size, len(small) - 1)]
+        components = components * components.pow(3).sum(dim=0).sign()  # the algorithm leaves their signs open
+        others = torch.rand(len(small), noise_size - components.shape[1])
+    components = torch.cat([components, others], dim=1)  # (N, noise_size)
     ranks = components.argsort(dim=0).argsort(dim=0)
     return ((2 * ranks + 1) / len(small) - 1)[..., None, None]
 
@@ -71,8 +76,8 @@ def build_image_codes(data: "dict[str, ImageBatches]", options: "VanillaOptions"
         return {}
     images = data["images"]
     if not images.is_cached:
-        raise UserError("--lambda_codes: needs all images in memory; use a larger --cache_gb, or --lambda_codes 0")
-    with torch.random.fork_rng([]):
-        torch.manual_seed(options.seed)
-        codes = principal_codes(images.images.cpu(), options.noise_size)
+        flag = options.describe_flag("lambda_codes")
+        raise UserError(f"{flag}: needs all images in memory; use a larger --cache_gb, or a new run with "
+                        "--lambda_codes 0")  # fmt: skip
+    codes = broadcast(principal_codes(images.images.cpu(), options.noise_size))  # rounding differs between machines
     return {"codes": ImageCodes(codes.to(images.device), images)}

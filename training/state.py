@@ -69,7 +69,7 @@ class TrainingState:
         Args:
             groups: name of an optimizer -> the networks that it updates.
             averaged: networks to keep a moving average of, if options.ema_decay is above 0.
-            pools: modules whose buffers the steps fill.
+            pools: see the attribute of this name.
         """
         networks = {name: network.to(device) for name, network in networks.items()}
         ema = {}

@@ -7,6 +7,7 @@ itself is tested on a GPU.
 
 import contextlib
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from system.device import choose_precision
 from tests.conftest import assert_same
 from training import steps
 from training.feature_matching import FeatureMatching, build_feature_matching
-from training.image_codes import build_image_codes
+from training.image_codes import ImageCodes, build_image_codes
 from training.schedule import LR_POLICIES
 from training.state import TrainingState
 from training.steps import StepRunner, graph_obstacle
@@ -191,6 +192,9 @@ def step_without_memory(name: str) -> None:
         for name in ("mean", "scale", "real", "real_kernel"):
             setattr(matching, name, getattr(matching, name).to(meta))
         state.matching = {"images": matching}
+    if not is_cycle and options.lambda_codes:
+        images = SimpleNamespace(selected=torch.empty(4, dtype=torch.int64, device=meta))
+        state.pools = {"codes": ImageCodes(torch.rand(4, 4, 1, 1, device=meta), images)}
     batch = {domain: torch.empty(4, 3, 32, 32, device=meta) for domain in ("images", "X", "Y")}
     losses = script.train_step(state, batch, options, bool(options.r1_gamma))
     assert {value.device for value in losses.values()} == {meta}
@@ -202,7 +206,7 @@ def no_autocast(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
 
 
-@pytest.mark.parametrize("name", ["vanilla", "batch norm", "cycle", "penalties"])
+@pytest.mark.parametrize("name", ["vanilla", "batch norm", "cycle", "penalties", "codes"])
 def test_a_step_reads_nothing_back_and_brings_nothing_along(name, no_autocast):
     step_without_memory(name)
 
