@@ -124,10 +124,9 @@ def main(request: VanillaOptions) -> int:
     """Train as the command line says; return the exit code."""
     run, options = open_run(request)
     device, precision = set_up(options)
-    pairs, has_pairs = 2 * count_processes(), options.lambda_modes or options.lambda_codes
-    if has_pairs and count_processes() > 1 and options.batch_size % pairs:
-        flag = "--lambda_modes" if options.lambda_modes else "--lambda_codes"
-        raise UserError(f"--batch_size: {options.batch_size} leaves images without a partner for {flag} in "
+    pairs, losses = 2 * count_processes(), options.losses_of_pairs()
+    if losses and count_processes() > 1 and options.batch_size % pairs:
+        raise UserError(f"--batch_size: {options.batch_size} leaves images without a partner for {losses[0]} in "
                         f"{count_processes()} processes; use a multiple of {pairs}")  # fmt: skip
     state = TrainingState.create(build_networks(options), {"G": ["G"], "D": ["D"]}, ["G"], options, device, precision)
     load_initial_weights(state, run, options)

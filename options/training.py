@@ -45,6 +45,10 @@ class VanillaOptions(CommonOptions):
         choices=("nearest", "deconv"))
     # fmt: on
 
+    def losses_of_pairs(self) -> list[str]:
+        """Return the losses of this run that work on pairs of images, as messages refer to them."""
+        return [self.describe_flag(name) for name in ("lambda_modes", "lambda_codes") if getattr(self, name)]
+
     def check_combinations(self) -> None:
         """Raise ValueError if options contradict each other."""
         super().check_combinations()
@@ -58,12 +62,12 @@ class VanillaOptions(CommonOptions):
                 f"--noise_size: {self.noise_size} is less than the {parts} parts of --split_noise; "
                 f"use at least {parts}, or --no-split_noise"
             )
-        for name in ("lambda_modes", "lambda_codes"):
-            if getattr(self, name) and self.batch_size == 1:
-                raise ValueError(
-                    f"{self.describe_flag(name)}: works on pairs of images, and --batch_size is 1; use at least 2, or "
-                    f"--{name} 0"
-                )
+        losses = self.losses_of_pairs()
+        if losses and self.batch_size == 1:
+            raise ValueError(
+                f"{losses[0]}: works on pairs of images, and --batch_size is 1; use at least 2, or "
+                f"{losses[0].split()[0]} 0"
+            )
         if self.lambda_codes and self.data_aug != "basic":
             raise ValueError(
                 f"{self.describe_flag('lambda_codes')}: a code stands for one fixed image, and --data_aug "

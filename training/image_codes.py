@@ -20,8 +20,8 @@ def principal_codes(images: Tensor, noise_size: int) -> Tensor:
     """Return a code for each image, (N, noise_size, 1, 1) in [-1, 1]: its principal components, replaced by ranks.
 
     The images, ordered by a component, get evenly spaced values of it. So similar images have similar codes, and each
-    number of a code is uniform in [-1, 1], as in a random latent. N images have N - 1 components; if the code is
-    longer, its other numbers are random. Nothing depends on a seed.
+    number of a code is uniform in [-1, 1], as in a random latent. If there are fewer components than numbers, the other
+    numbers are random. Nothing depends on a seed.
 
     Args:
         images: uint8 (N, 3, S, S).
@@ -32,8 +32,9 @@ def principal_codes(images: Tensor, noise_size: int) -> Tensor:
     small = small.flatten(1)  # (N, 3072)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        candidates, _, _ = torch.pca_lowrank(small, min(noise_size + 32, *small.shape), niter=8)  # 32 more are exact
-        components = candidates[:, : min(noise_size, len(small) - 1)]
+        # Randomized: the last components that it finds are not exact, so it looks for 32 more than are used.
+        components, _, _ = torch.pca_lowrank(small, min(noise_size + 32, *small.shape), niter=8)
+        components = components[:, :noise_size]
         components = components * components.pow(3).sum(dim=0).sign()  # the algorithm leaves their signs open
         others = torch.rand(len(small), noise_size - components.shape[1])
     components = torch.cat([components, others], dim=1)  # (N, noise_size)

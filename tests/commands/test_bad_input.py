@@ -65,6 +65,18 @@ MISTAKES = {
         ["--lambda_codes=1", "--batch_size=1"],
         ["--lambda_codes", "pairs", "is 1", "at least 2"],
     ),
+    "codes of a preset, and a batch without pairs": (
+        ["--preset=few_images", "--batch_size=1"],
+        ["--lambda_codes of the preset few_images", "pairs", "or --lambda_codes 0"],
+    ),
+    "codes of a preset, and images that change": (
+        ["--preset=few_images", "--data_aug=deluxe"],
+        ["--lambda_codes of the preset few_images", "use --data_aug basic"],
+    ),
+    "codes of a preset, and images that are not in memory": (
+        ["--preset=few_images", "--cache_gb=0"],
+        ["--lambda_codes of the preset few_images", "larger --cache_gb"],
+    ),
     "codes of images that change": (
         ["--lambda_codes=1", "--data_aug=deluxe"],
         ["--lambda_codes", "--data_aug deluxe", "use --data_aug basic"],

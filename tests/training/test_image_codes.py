@@ -1,5 +1,7 @@
 """The codes of --lambda_codes: against principal components by NumPy, for the images of a batch, and in a run."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,26 @@ def test_each_number_is_spread_evenly_also_without_enough_components(count, size
     torch.testing.assert_close(codes.flatten(1).sort(dim=0).values, even[:, None].expand(-1, noise_size))
     if count >= 12:  # else there are few orders
         assert len({tuple(column) for column in codes.flatten(1).T.tolist()}) == noise_size, "each number has its own"
+
+
+def test_codes_depend_on_no_seed():
+    images = torch.randint(0, 256, (9, 3, 32, 32), dtype=torch.uint8)
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(principal_codes(images, 20))
+    assert torch.equal(*found)
+
+
+def test_all_processes_have_the_codes_of_the_first_on_their_device(monkeypatch):
+    """A stand-in for the codes of the first process, and the device without memory for a GPU."""
+    images = torch.randint(0, 256, (9, 3, 32, 32), dtype=torch.uint8)
+    options, first = VanillaOptions(lambda_codes=1.0, noise_size=3), torch.zeros(9, 3, 1, 1)
+    monkeypatch.setattr(training.image_codes, "broadcast", lambda own: first)
+    data = SimpleNamespace(is_cached=True, images=images, device=torch.device("cpu"))
+    assert build_image_codes({"images": data}, options)["codes"].codes is first
+    data.device = torch.device("meta")
+    assert build_image_codes({"images": data}, options)["codes"].codes.device.type == "meta"
 
 
 def test_the_codes_of_a_batch_are_those_of_its_images(photos):

@@ -243,4 +243,5 @@ def test_processes_that_cut_pairs_apart_are_refused(options, size, processes, fi
     monkeypatch.setattr(vanilla_gan, "build_networks", stop)
     with pytest.raises(InterruptedError if fits else UserError) as raised:
         vanilla_gan.main(options)
-    assert fits or "--batch_size: 6 leaves images without a partner" in str(raised.value)
+    loss = "--lambda_modes" if options.lambda_modes else "--lambda_codes"
+    assert fits or f"--batch_size: 6 leaves images without a partner for {loss} in" in str(raised.value)
