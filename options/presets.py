@@ -27,7 +27,7 @@ DCGAN_PRESETS: dict[str, Preset] = {
     "toy_cats": (
         "the embedded toy cats, used without --data: as few_images, without codes, with Adam for D, a fine layer, z in "
         "parts, mode seeking and a moving average of 0.99, 1,400 iterations",
-        dict(_FEW, self_modulation=True, split_noise=True, noise_size=96, fine_channels=16, lambda_modes=0.3,
+        dict(_FEW, self_modulation=True, split_noise=True, noise_size=96, fine_channels=16, lambda_modes=0.2,
              ema_decay=0.99, train_iters=1400)),
     "hasey": (
         "Hasey: grumpy cats, transposed convolutions, batch norm, deluxe, 100 epochs",
@@ -80,9 +80,9 @@ CYCLEGAN_PRESETS: dict[str, Preset] = {
         "our best so far for the same cats: patch, cycle, DiffAugment and our defaults, 3,000 iterations",
         dict(_CATS, disc="patch", use_cycle_consistency_loss=True, use_diffaug=DIFFAUGMENT_ALL, train_iters=3000)),
     "few_images": (
-        "our best for two folders of fewer than a thousand images: patch, Muon for D, a cycle loss of 20, "
+        "our best for two folders of fewer than a thousand images: patch, Muon for D, a cycle loss of 100, "
         "cross-entropy, DiffAugment without cutout, a rate of 1e-3, 3,000 iterations",
-        dict(_FEW, d_optimizer="muon", use_cycle_consistency_loss=True, lambda_cycle=20.0, train_iters=3000)),
+        dict(_FEW, d_optimizer="muon", use_cycle_consistency_loss=True, lambda_cycle=100.0, train_iters=3000)),
     "apple2orange64": (
         "Leo: the same for apples and oranges",
         dict(_COURSE, data="apple2orange", data_aug="deluxe", disc="patch", use_cycle_consistency_loss=True)),
