@@ -26,9 +26,9 @@ _LARGE: dict[str, Any] = dict(
 DCGAN_PRESETS: dict[str, Preset] = {
     "toy_cats": (
         "the embedded toy cats, used without --data: as few_images, without codes, with Adam for D, a fine layer, z in "
-        "parts, mode seeking and a moving average of 0.99, 1,400 iterations",
+        "parts, mode seeking and a moving average of 0.99, 1,300 iterations",
         dict(_FEW, self_modulation=True, split_noise=True, noise_size=96, fine_channels=16, lambda_modes=0.2,
-             ema_decay=0.99, train_iters=1400)),
+             ema_decay=0.99, train_iters=1300)),
     "hasey": (
         "Hasey: grumpy cats, transposed convolutions, batch norm, deluxe, 100 epochs",
         dict(_COURSE, data="cat/grumpifyBprocessed", upsample="deconv", norm="batch", data_aug="deluxe",
