@@ -8,32 +8,51 @@ from tests.conftest import FinishedRun, resume, train
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
-FLAGS = {
-    "vanilla_gan.py": ["--data_aug=deluxe", "--use_diffaug", "--spectral_norm", "--r1_gamma=1", "--penalty_every=2"],
-    "cycle_gan.py": [
-        "--data_aug=deluxe",
-        "--use_diffaug",
-        "--pool_size=8",
-        "--d_optimizer=muon",
-        "--use_cycle_consistency_loss",
-    ],
+# Name -> script and flags. Together the cases run every unit of a step.
+CASES = {
+    "penalties": (
+        "vanilla_gan.py",
+        ["--data_aug=deluxe", "--use_diffaug", "--spectral_norm", "--r1_gamma=1", "--penalty_every=2"],
+    ),
+    "variety": (
+        "vanilla_gan.py",
+        [
+            "--preset=few_images",
+            "--split_noise",
+            "--noise_size=10",
+            "--fine_channels=4",
+            "--lambda_modes=0.1",
+            "--lambda_features=0.1",
+        ],
+    ),
+    "cyclegan": (
+        "cycle_gan.py",
+        [
+            "--data_aug=deluxe",
+            "--use_diffaug",
+            "--pool_size=8",
+            "--d_optimizer=muon",
+            "--use_cycle_consistency_loss",
+        ],
+    ),
 }
 
 
-def run(script, images_of, folder, name, *flags) -> FinishedRun:
+def run(case, images_of, folder, name, *flags) -> FinishedRun:
+    script, flags_of_case = CASES[case]
     common = [f"--data={images_of[script]}", f"--checkpoint_dir={folder}", f"--name={name}", "--device=cuda"]
-    common += ["--train_iters=40", "--log_step=5", "--lr=1e-5", "--lr_policy=linear", *FLAGS[script]]
+    common += [*flags_of_case, "--train_iters=40", "--log_step=5", "--lr=1e-5", "--lr_policy=linear"]
     assert train(*common, *flags, script=script) == 0
     return FinishedRun(folder / name)
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
-@pytest.mark.parametrize("script", FLAGS)
-def test_the_graph_computes_what_the_steps_do(script, images_of, tmp_path, monkeypatch, amp):
-    graphed = run(script, images_of, tmp_path, "graph", f"--amp={amp}")
+@pytest.mark.parametrize("case", CASES)
+def test_the_graph_computes_what_the_steps_do(case, images_of, tmp_path, monkeypatch, amp):
+    graphed = run(case, images_of, tmp_path, "graph", f"--amp={amp}")
     assert "No CUDA graph" not in graphed.log
     monkeypatch.setattr("training.steps.graph_obstacle", lambda *args: "the test")
-    eager = run(script, images_of, tmp_path, "eager", f"--amp={amp}")
+    eager = run(case, images_of, tmp_path, "eager", f"--amp={amp}")
     assert "No CUDA graph: the test" in eager.log
     tolerance = 1e-3 if amp == "off" else 3e-2
     for a, b in zip(graphed.rows(), eager.rows(), strict=True):
@@ -45,12 +64,12 @@ def test_the_graph_computes_what_the_steps_do(script, images_of, tmp_path, monke
     assert torch.equal(graphed.checkpoint()["rng"]["cuda"], eager.checkpoint()["rng"]["cuda"]), "as many draws"
 
 
-@pytest.mark.parametrize("script", FLAGS)
-def test_resume_is_exact_with_deterministic(script, images_of, tmp_path):
+@pytest.mark.parametrize("case", CASES)
+def test_resume_is_exact_with_deterministic(case, images_of, tmp_path):
     flags = ["--deterministic", "--lr_policy=constant"]
-    whole = run(script, images_of, tmp_path, "whole", *flags)
-    run(script, images_of, tmp_path, "parts", *flags, "--train_iters=20")
-    assert resume(f"--resume={tmp_path / 'parts'}", "--train_iters=40", script=script) == 0
+    whole = run(case, images_of, tmp_path, "whole", *flags)
+    run(case, images_of, tmp_path, "parts", *flags, "--train_iters=20")
+    assert resume(f"--resume={tmp_path / 'parts'}", "--train_iters=40", script=CASES[case][0]) == 0
     parts = FinishedRun(tmp_path / "parts")
     for network, weights in whole.checkpoint()["networks"].items():
         for name, value in weights.items():
