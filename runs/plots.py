@@ -98,11 +98,13 @@ def save_losses(path: Path, *arguments: Any) -> None:
     import matplotlib
 
     drawn = io.BytesIO()
-    with warnings.catch_warnings(), matplotlib.rc_context():
-        warnings.filterwarnings("ignore", "Glyph")  # the font may lack letters of the run's name
-        matplotlib.rcdefaults()  # the user's settings may need LaTeX, for example
-        figure = draw_losses(*arguments)
-        figure.savefig(drawn, format="png", dpi=100)
+    gc.disable()  # so that all objects of the figure are young, and only those are searched below
+    try:
+        with warnings.catch_warnings(), matplotlib.rc_context():
+            warnings.filterwarnings("ignore", "Glyph")  # the font may lack letters of the run's name
+            matplotlib.rcdefaults()  # the user's settings may need LaTeX, for example
+            draw_losses(*arguments).savefig(drawn, format="png", dpi=100)
+    finally:
+        gc.enable()
+    gc.collect(0)  # a figure is full of reference cycles, and dozens of them take megabytes each until Python looks
     write_bytes(path, drawn.getvalue())
-    del figure
-    gc.collect()  # a figure is full of reference cycles, and dozens of them take megabytes each until Python looks

@@ -1,5 +1,6 @@
 """The training loop: when to log, draw, evaluate and save; resuming and stopping. Independent of the kind of GAN."""
 
+import gc
 import os
 import shlex
 import signal
@@ -247,6 +248,7 @@ class _Loop:
         if self.recipe.evaluate is not None:
             with self.run.logs.continue_after_errors("the evaluation (--eval_every)", stop_for=NonFiniteError):
                 rows = self.recipe.evaluate()
+        gc.collect()  # metrics hold the features of all images in reference cycles
         is_best = bool(rows) and self.run.logs.add_metrics(self.state.step, rows)
         if max_over_processes(int(is_best), self.state.device):
             self.save(is_best=True)

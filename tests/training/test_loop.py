@@ -1,14 +1,17 @@
 """The training loop: means in losses.csv, the moving average, TensorBoard, logs on disk before a checkpoint."""
 
+import gc
 import io
 import os
 import time
+import weakref
 
 import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import runs.logs
 import training.loop
 import vanilla_gan
 from metrics.evaluation import Evaluator
@@ -174,6 +177,27 @@ def test_an_evaluation_that_fails_does_not_end_the_run(error, run_once, monkeypa
     assert {row["step"] for row in read_metrics(run.folder)} == {"3"}, "the third evaluation is recorded"
     plain = run_once("--train_iters=3", "--ema_decay=0", "--norm=batch", name="plain")
     assert_same(plain.checkpoint()["networks"], run.checkpoint()["networks"])
+
+
+def test_an_evaluation_leaves_no_garbage(run_once, monkeypatch):
+    """Metrics hold the features of all images in reference cycles, which Python frees late."""
+    garbage = []
+
+    def measure(self, comparison):
+        circle = torch.nn.Identity()
+        circle.itself = [circle]
+        garbage.append(weakref.ref(circle))
+        gc.disable()  # as if Python did not look
+        return real(self, comparison)
+
+    real = Evaluator.__call__
+    monkeypatch.setattr(Evaluator, "__call__", measure)
+    monkeypatch.setattr(runs.logs, "save_losses", lambda *arguments: None)  # it frees young objects, too
+    try:
+        run_once("--train_iters=1", "--eval_every=1")
+        assert garbage and not any(one() for one in garbage)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.faults
