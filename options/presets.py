@@ -25,8 +25,8 @@ _LARGE: dict[str, Any] = dict(
 # fmt: off
 DCGAN_PRESETS: dict[str, Preset] = {
     "toy_cats": (
-        "the embedded toy cats, used without --data: as few_images, without codes, with Adam for D, a fine layer, z in "
-        "parts, mode seeking and a moving average of 0.99, 1,300 iterations",
+        "the embedded toy cats, used without --data: as few_images, without codes, with Adam for D, a fine layer, less "
+        "mode seeking and a moving average of 0.99, 1,300 iterations",
         dict(_FEW, self_modulation=True, split_noise=True, noise_size=96, fine_channels=16, lambda_modes=0.2,
              ema_decay=0.99, train_iters=1300)),
     "hasey": (
@@ -45,10 +45,11 @@ DCGAN_PRESETS: dict[str, Preset] = {
         "the best that we found so far for the same cats: patch, DiffAugment and our defaults, 6,400 iterations",
         dict(data="cat/grumpifyBprocessed", disc="patch", use_diffaug=DIFFAUGMENT_ALL, train_iters=6400)),
     "few_images": (
-        "our best for a folder of fewer than a thousand images of one kind: patch, Muon for D, self-modulation, a "
-        "short latent, a code for each image, cross-entropy, DiffAugment without cutout, a rate of 1e-3, 6,400 "
+        "our best for a folder of fewer than a thousand images of one kind: patch, Muon for D, self-modulation, z in "
+        "parts, a code for each image, mode seeking, cross-entropy, DiffAugment without cutout, a rate of 1e-3, 6,400 "
         "iterations",
-        dict(_FEW, d_optimizer="muon", noise_size=32, self_modulation=True, lambda_codes=5.0, train_iters=6400)),
+        dict(_FEW, d_optimizer="muon", self_modulation=True, split_noise=True, noise_size=80, lambda_codes=5.0,
+             lambda_modes=0.4, train_iters=6400)),
     "leo": (
         "Leo: the faces of one person (dataset.py faces), patch, spectral norm, deluxe, DiffAugment, 5,000 epochs, "
         "rate constant for half, then linear to 0",
