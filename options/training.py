@@ -66,7 +66,7 @@ class VanillaOptions(CommonOptions):
         if losses and self.batch_size == 1:
             raise ValueError(
                 f"{losses[0]}: works on pairs of images, and --batch_size is 1; use at least 2, or "
-                f"{losses[0].split()[0]} 0"
+                + " ".join(f"{loss.split()[0]} 0" for loss in losses)
             )
         if self.lambda_codes and self.data_aug != "basic":
             raise ValueError(

@@ -65,9 +65,9 @@ MISTAKES = {
         ["--lambda_codes=1", "--batch_size=1"],
         ["--lambda_codes", "pairs", "is 1", "at least 2"],
     ),
-    "codes of a preset, and a batch without pairs": (
+    "mode seeking and codes of a preset, and a batch without pairs": (
         ["--preset=few_images", "--batch_size=1"],
-        ["--lambda_codes of the preset few_images", "pairs", "or --lambda_codes 0"],
+        ["--lambda_modes of the preset few_images", "pairs", "or --lambda_modes 0 --lambda_codes 0"],
     ),
     "codes of a preset, and images that change": (
         ["--preset=few_images", "--data_aug=deluxe"],
