@@ -97,7 +97,7 @@ def save_losses(path: Path, *arguments: Any) -> None:
     import_matplotlib()
     import matplotlib
 
-    drawn = io.BytesIO()
+    drawn, is_collecting = io.BytesIO(), gc.isenabled()
     gc.disable()  # so that all objects of the figure are young, and only those are searched below
     try:
         with warnings.catch_warnings(), matplotlib.rc_context():
@@ -105,6 +105,7 @@ def save_losses(path: Path, *arguments: Any) -> None:
             matplotlib.rcdefaults()  # the user's settings may need LaTeX, for example
             draw_losses(*arguments).savefig(drawn, format="png", dpi=100)
     finally:
-        gc.enable()
-    gc.collect(0)  # a figure is full of reference cycles, and dozens of them take megabytes each until Python looks
+        gc.collect(0)  # a figure is full of reference cycles; dozens of them take megabytes each until Python looks
+        if is_collecting:
+            gc.enable()
     write_bytes(path, drawn.getvalue())

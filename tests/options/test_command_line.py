@@ -92,7 +92,7 @@ def test_the_forms_of_flags():
     assert parse("--preset=hasey").use_diffaug == ""
     assert parse("--preset=agrawal").use_diffaug == DIFFAUGMENT_ALL
     assert parse("--preset=agrawal", "--no-use_diffaug").use_diffaug == ""
-    assert parse("--data=x", "--data_preprocess=deluxe").data_aug == "deluxe"
+    assert parse("--data_preprocess=deluxe").data_aug == "deluxe"
     assert parse("--resume", "--name=x").resume == "" and parse("--resume", "runs/x").resume == "runs/x"
 
 

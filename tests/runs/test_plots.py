@@ -66,14 +66,25 @@ def test_figures_do_not_stay_in_memory(tmp_path):
     try:
         before = count_figures()
         save_losses(tmp_path / "losses.png", ROWS, {"": ["G"]}, "run")
-        assert count_figures() == before and gc.isenabled()
-        gc.disable()
+        assert count_figures() == before and not gc.isenabled()
         figure = draw_losses(ROWS, {"": ["G"]}, "x")  # the control: deleting the figure does not free it
         figure.savefig(tmp_path / "x.png")
         del figure
         assert count_figures() > before
     finally:
         gc.enable()
+
+
+def test_figures_do_not_grow_old(tmp_path):
+    """Python looks for young garbage so often here that a figure would be old before it is drawn."""
+    gc.collect()
+    before, thresholds = count_figures(), gc.get_threshold()
+    gc.set_threshold(50, 1, 1_000_000)
+    try:
+        save_losses(tmp_path / "losses.png", ROWS, {"": ["G"]}, "run")
+        assert count_figures() == before and gc.isenabled()
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 def test_letters_that_the_font_lacks(tmp_path):

@@ -65,8 +65,7 @@ def test_a_file_without_cases_trains_its_base_with_each_seed(tmp_path):
 def test_aliases_and_long_labels(tmp_path):
     label = "x" * 200
     sweep = read(
-        tmp_path,
-        f'{HEAD}data = "a"\ndata_preprocess = "deluxe"\n[[case]]\nlabel = "{label}"\n[[case]]\nlabel = "{label}y"',
+        tmp_path, f'{HEAD}data_preprocess = "deluxe"\n[[case]]\nlabel = "{label}"\n[[case]]\nlabel = "{label}y"'
     )
     assert parse_job(sweep, sweep.jobs[0]).data_aug == "deluxe"
     names = {job.folder.name for job in sweep.jobs}
