@@ -146,6 +146,9 @@ def parse_command_line(cls: type[Options], manual: str, arguments: Sequence[str]
     # A length in epochs on the command line overrides a length in iterations of the preset.
     if "num_epochs" in explicit and "train_iters" not in explicit:
         values.pop("train_iters", None)
+    # Codes stand for fixed images. The user has not asked for those of the toy cats, and gets the augmentation.
+    if "preset" not in explicit and explicit.get("data_aug", "basic") != "basic" and "lambda_codes" not in explicit:
+        values.pop("lambda_codes", None)
     try:
         options = cls(**{**values, "preset": preset}, explicit=frozenset(explicit))
         options.check()

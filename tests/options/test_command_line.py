@@ -93,6 +93,9 @@ def test_the_forms_of_flags():
     assert parse("--preset=agrawal").use_diffaug == DIFFAUGMENT_ALL
     assert parse("--preset=agrawal", "--no-use_diffaug").use_diffaug == ""
     assert parse("--data_preprocess=deluxe").data_aug == "deluxe"
+    assert parse("--data_preprocess=deluxe").lambda_codes == 0 < parse("--data_aug=basic").lambda_codes == 2
+    with pytest.raises(SystemExit):
+        parse("--data_aug=deluxe", "--lambda_codes=1")
     assert parse("--resume", "--name=x").resume == "" and parse("--resume", "runs/x").resume == "runs/x"
 
 
