@@ -23,6 +23,9 @@ MAX_RATIO = 2.0  # longer images lose more than half of their area to the center
 FLAT = 3.0  # contrast of images of nearly one color, in levels
 OUTLIER, LEAST_SPREAD = 4, 8.0  # images that differ by 4 standard deviations in brightness; at least this many levels
 FEW_IMAGES = 1000  # with fewer, D overfits without DiffAugment
+# What few_images of vanilla_gan.py needs at 256x256, and for how many iterations (benchmarks/RESULTS.md).
+LARGE = ["--disc=dc", "--no-split_noise", "--noise_size=32", "--lambda_modes=0", "--ema_decay=0.99"]
+LARGE_ITERATIONS = 1500
 BATCH_SIZE = 16
 SAME_COLORS = 25.0  # difference between the mean colors of two domains, in levels, up to which they are alike
 NAMES = 3  # that a line of the report shows
@@ -151,7 +154,8 @@ def advise(parts: Sequence[Part], shared: Shared, options: CheckOptions) -> list
     is_pair = len(trained) == 2
     largest, fewest = largest_size(trained), min(len(part.facts) for part in trained)
     size = min(options.image_size, largest)
-    iterations = 10_000 if is_pair else 5000
+    is_large = size == 256 and not is_pair and fewest < FEW_IMAGES
+    iterations = 10_000 if is_pair else LARGE_ITERATIONS if is_large else 5000
     epochs = iterations * BATCH_SIZE / max(len(part.facts) for part in trained)
     flags = [f"--image_size={size}"]
     lines = [
@@ -162,6 +166,9 @@ def advise(parts: Sequence[Part], shared: Shared, options: CheckOptions) -> list
     if fewest < FEW_IMAGES:
         flags.append("--preset=few_images")
         lines.append(f"  --preset few_images: with {fewest} images, fewer than {FEW_IMAGES:,}, D soon overfits")
+        if is_large:
+            flags += LARGE
+            lines.append(f"  {' '.join(LARGE)}: this preset at 256 pixels; a longer training makes the samples alike")
     elif is_pair:
         flags.append("--disc=patch")
     if is_pair:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 import shutil
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,9 @@ from PIL import Image, ImageEnhance, ImageOps
 import dataset
 from images.decoding import decode_all
 from images.toy_cats import draw_cat, random_attributes
+from options import VanillaOptions, parse_command_line
 from options.command_line import parse_subcommand
-from sources import clean_copy, preview
+from sources import check, clean_copy, preview
 from sources.copies import find_matches, find_near_copies, mirror_fingerprints
 from sources.folders import read_folder
 from sources.inspection import Part, look
@@ -278,8 +280,21 @@ def test_the_advice_depends_on_the_images(run, tmp_path):
     assert "--preset=few_images --use_cycle_consistency_loss --use_diffaug=translation --train" in text
 
 
+def test_the_advice_for_few_large_images(run, tmp_path, monkeypatch):
+    for name in ("x", "y"):
+        save_folder(tmp_path / name, **{str(seed): detailed(seed, (260, 260)) for seed in range(4)})
+    command = run("x", "--image_size=256")[1].split("Train with: python vanilla_gan.py ")[1].splitlines()[0]
+    options = parse_command_line(VanillaOptions, "", shlex.split(command))
+    assert (options.preset, options.image_size, options.disc, options.ema_decay) == ("few_images", 256, "dc", 0.99)
+    assert (options.split_noise, options.noise_size, options.lambda_modes) == (False, 32, 0)
+    assert options.train_iters == 1500 and options.lambda_codes > 0
+    assert "--disc=dc" not in run("x", "--image_size=128")[1]
+    assert "--disc=dc" not in run("x", "y", "--image_size=256")[1]
+    monkeypatch.setattr(check, "FEW_IMAGES", 4)
+    assert "--image_size=256 --train_iters=5000" in run("x", "--image_size=256")[1]
+
+
 def test_the_command_of_the_advice_trains(run, photos, tmp_path):
-    import shlex
 
     for arguments in ([photos], [photos, save_folder(tmp_path / "other folder", a=detailed(1), b=detailed(2))]):
         text = run(*arguments)[1]
