@@ -8,7 +8,7 @@ from tests.conftest import FinishedRun, resume, train
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
-# Name -> script and flags. Together the cases run every unit of a step.
+# Name -> script and flags.
 CASES = {
     "penalties": (
         "vanilla_gan.py",
@@ -18,7 +18,6 @@ CASES = {
         "vanilla_gan.py",
         [
             "--preset=few_images",
-            "--split_noise",
             "--noise_size=10",
             "--fine_channels=4",
             "--lambda_modes=0.1",
