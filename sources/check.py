@@ -24,7 +24,7 @@ FLAT = 3.0  # contrast of images of nearly one color, in levels
 OUTLIER, LEAST_SPREAD = 4, 8.0  # images that differ by 4 standard deviations in brightness; at least this many levels
 FEW_IMAGES = 1000  # with fewer, D overfits without DiffAugment
 # What few_images of vanilla_gan.py needs at 256x256, and for how many iterations (benchmarks/RESULTS.md).
-LARGE = ["--disc=dc", "--no-split_noise", "--noise_size=32", "--lambda_modes=0", "--ema_decay=0.99"]
+LARGE = ["--disc=dc", "--no-split_noise", "--noise_size=32", "--lambda_modes=0", "--code_range=1", "--ema_decay=0.99"]
 LARGE_ITERATIONS = 1500
 BATCH_SIZE = 16
 SAME_COLORS = 25.0  # difference between the mean colors of two domains, in levels, up to which they are alike

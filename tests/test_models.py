@@ -27,9 +27,11 @@ def test_generator_shapes(image_size, upsample, norm):
 
 @pytest.mark.golden
 @pytest.mark.parametrize("image_size", [32, 256])
-def test_z_scales_and_shifts_every_layer(image_size):
+@pytest.mark.parametrize(("norm", "is_training"), [("instance", True), ("instance", False), ("batch", True)])
+def test_z_scales_and_shifts_every_layer(image_size, norm, is_training):
     """Against the formula of Chen et al. 2019 in other operations; a scale without the 1 is another network."""
-    G = DCGenerator(image_size, conv_dim=2, noise_size=5, self_modulation=True).double()
+    G = DCGenerator(image_size, 2, 5, norm, self_modulation=True).double().train(is_training)
+    over = (2, 3) if norm == "instance" else (0, 2, 3)
     z = torch.randn(3, 5, 1, 1, dtype=torch.double)
 
     def reference(one: int) -> torch.Tensor:
@@ -37,7 +39,7 @@ def test_z_scales_and_shifts_every_layer(image_size):
         x = z
         for stage in stages:
             x = stage.stage[0](x)
-            x = (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
+            x = (x - x.mean(over, keepdim=True)) / (x.var(over, correction=0, keepdim=True) + 1e-5).sqrt()
             numbers = z[:, :, 0, 0] @ stage.modulation.weight.T + stage.modulation.bias
             scale, shift = numbers[:, : x.shape[1]], numbers[:, x.shape[1] :]
             x = (torch.einsum("bchw,bc->bchw", x, scale + one) + shift[:, :, None, None]).clamp(min=0)
@@ -68,6 +70,18 @@ def test_every_layer_has_its_part_of_a_split_z(image_size, fine_channels):
     order = list(range(len(stages)))
     torch.testing.assert_close(G(z), reference(order))
     assert not torch.allclose(G(z), reference(order[::-1]), atol=1e-3)
+
+
+def test_the_fast_modulation_of_training_has_the_gradients_of_the_formula():
+    """Of z and of all weights; without training the formula is computed as it is written."""
+    G = DCGenerator(32, conv_dim=2, noise_size=5, self_modulation=True).double()
+    z, scale = torch.randn(3, 5, 1, 1, dtype=torch.double, requires_grad=True), torch.randn(3, 3, 32, 32)
+    fast, formula = (
+        torch.autograd.grad((G.train(is_training)(z) * scale).sum(), [z, *G.parameters()])
+        for is_training in (True, False)
+    )
+    torch.testing.assert_close(fast, formula)
+    assert all(gradient.abs().max() > 1e-3 for gradient in formula)
 
 
 def test_self_modulation_begins_moderate():

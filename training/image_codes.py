@@ -16,15 +16,16 @@ if TYPE_CHECKING:
 PCA_SIZE = 32  # side to which images are reduced before their components are computed
 
 
-def principal_codes(images: Tensor, noise_size: int) -> Tensor:
-    """Return a code for each image, (N, noise_size, 1, 1) in [-1, 1]: its principal components, replaced by ranks.
+def principal_codes(images: Tensor, noise_size: int, code_range: float) -> Tensor:
+    """Return a code for each image, (N, noise_size, 1, 1): its principal components, replaced by ranks.
 
     The images, ordered by a component, get evenly spaced values of it. So similar images have similar codes, and each
-    number of a code is uniform in [-1, 1], as in a random latent. If there are fewer components than numbers, the other
-    numbers are random. Nothing depends on a seed.
+    number of a code is uniform in [-code_range, code_range], with a range of 1 as in a random latent. If there are
+    fewer components than numbers, the other numbers are random. Nothing depends on a seed.
 
     Args:
         images: uint8 (N, 3, S, S).
+        code_range: above 0. With less than 1, random latents also have numbers beyond those of all codes.
     """
     small = torch.cat(
         [F.adaptive_avg_pool2d(part.float(), min(PCA_SIZE, part.shape[-1])) for part in images.split(256)]
@@ -39,7 +40,7 @@ def principal_codes(images: Tensor, noise_size: int) -> Tensor:
         others = torch.rand(len(small), noise_size - components.shape[1])
     components = torch.cat([components, others], dim=1)  # (N, noise_size)
     ranks = components.argsort(dim=0).argsort(dim=0)
-    return ((2 * ranks + 1) / len(small) - 1)[..., None, None]
+    return code_range * ((2 * ranks + 1) / len(small) - 1)[..., None, None]
 
 
 class ImageCodes(nn.Module):
@@ -80,5 +81,6 @@ def build_image_codes(data: "dict[str, ImageBatches]", options: "VanillaOptions"
         flag = options.describe_flag("lambda_codes")
         raise UserError(f"{flag}: needs all images in memory; use a larger --cache_gb, or a new run with "
                         "--lambda_codes 0")  # fmt: skip
-    codes = broadcast(principal_codes(images.images.cpu(), options.noise_size))  # rounding differs between machines
+    codes = principal_codes(images.images.cpu(), options.noise_size, options.code_range)
+    codes = broadcast(codes)  # rounding differs between machines
     return {"codes": ImageCodes(codes.to(images.device), images)}

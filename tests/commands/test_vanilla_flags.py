@@ -91,6 +91,10 @@ FLAGS = {
     ),
     "lambda_modes": (["--lambda_modes=0.5"], lambda r: float(r.rows()[-1].get("modes", 0)) > 0),
     "lambda_codes": (["--lambda_codes=0.5"], lambda r: float(r.rows()[-1].get("codes", 0)) > 0),
+    "code_range": (
+        ["--lambda_codes=1", "--code_range=0.25"],
+        lambda r: "codes" in r.checkpoint()["pools"] and 0.2 < r.checkpoint()["pools"]["codes"]["codes"].max() < 0.25,
+    ),
     "lambda_features": (["--lambda_features=0.5"], lambda r: float(r.rows()[-1].get("features", 0)) > 0),
     "upsample": (["--upsample=deconv"], lambda r: G(r, "layers.1.0.weight").shape[-1] == 4),
     "checkpoint_dir": (["--checkpoint_dir={tmp}/elsewhere"], lambda r: r.folder.parent.name == "elsewhere"),

@@ -297,7 +297,7 @@ def test_common_options_hold_what_both_scripts_share():
     )
     assert vanilla - common == {
         "data", "num_epochs", "conv_dim", "noise_size", "self_modulation", "split_noise", "fine_channels",
-        "lambda_modes", "lambda_codes", "disc", "upsample",
+        "lambda_modes", "lambda_codes", "code_range", "disc", "upsample",
     }  # fmt: skip
     assert vanilla & cycle - common == {"data", "disc", "upsample"}, "these differ in what they mean"
 

@@ -286,7 +286,7 @@ def test_the_advice_for_few_large_images(run, tmp_path, monkeypatch):
     command = run("x", "--image_size=256")[1].split("Train with: python vanilla_gan.py ")[1].splitlines()[0]
     options = parse_command_line(VanillaOptions, "", shlex.split(command))
     assert (options.preset, options.image_size, options.disc, options.ema_decay) == ("few_images", 256, "dc", 0.99)
-    assert (options.split_noise, options.noise_size, options.lambda_modes) == (False, 32, 0)
+    assert (options.split_noise, options.noise_size, options.lambda_modes, options.code_range) == (False, 32, 0, 1)
     assert options.train_iters == 1500 and options.lambda_codes > 0
     assert "--disc=dc" not in run("x", "--image_size=128")[1]
     assert "--disc=dc" not in run("x", "y", "--image_size=256")[1]
@@ -295,7 +295,6 @@ def test_the_advice_for_few_large_images(run, tmp_path, monkeypatch):
 
 
 def test_the_command_of_the_advice_trains(run, photos, tmp_path):
-
     for arguments in ([photos], [photos, save_folder(tmp_path / "other folder", a=detailed(1), b=detailed(2))]):
         text = run(*arguments)[1]
         _, script, *flags = shlex.split(text.partition("Train with: ")[2].splitlines()[0])

@@ -40,7 +40,7 @@ def codes_by_numpy(images, noise_size, wrong=None):
 def test_codes_are_the_ranks_of_principal_components(wrong):
     """Of all 20: an algorithm that is exact for the first ones only would give other ranks for the last ones."""
     images = images_with_components()
-    codes, expected = principal_codes(images, 20), codes_by_numpy(images, 20, wrong)
+    codes, expected = principal_codes(images, 20, 1.0), codes_by_numpy(images, 20, wrong)
     assert codes.shape == (100, 20, 1, 1)
     distances = np.abs(codes.flatten(1).numpy() - expected).max(axis=0)
     assert (distances.max() < 0.05) == (wrong is None)
@@ -49,9 +49,9 @@ def test_codes_are_the_ranks_of_principal_components(wrong):
 @pytest.mark.parametrize(("count", "size", "noise_size"), [(1, 32, 3), (5, 32, 8), (12, 64, 100), (300, 48, 2)])
 def test_each_number_is_spread_evenly_also_without_enough_components(count, size, noise_size):
     images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
-    codes = principal_codes(images, noise_size)
+    codes = principal_codes(images, noise_size, 0.5)
     assert codes.shape == (count, noise_size, 1, 1)
-    even = (torch.arange(count) + 0.5) / count * 2 - 1
+    even = (torch.arange(count) + 0.5) / count - 0.5
     torch.testing.assert_close(codes.flatten(1).sort(dim=0).values, even[:, None].expand(-1, noise_size))
     if count >= 12:  # else there are few orders
         assert len({tuple(column) for column in codes.flatten(1).T.tolist()}) == noise_size, "each number has its own"
@@ -62,7 +62,7 @@ def test_codes_depend_on_no_seed():
     found = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        found.append(principal_codes(images, 20))
+        found.append(principal_codes(images, 20, 1.0))
     assert torch.equal(*found)
 
 
@@ -103,9 +103,9 @@ def test_a_resumed_run_keeps_its_codes(photos, tmp_path, monkeypatch):
 
 def test_each_image_has_its_code_and_no_random_number_is_used_up(photos):
     images = corpus.batches(list_images(photos), batch_size=4, seed=11)
-    before = torch.get_rng_state()
-    codes = build_image_codes({"images": images}, VanillaOptions(lambda_codes=1.0, noise_size=3, seed=5))["codes"]
+    options, before = VanillaOptions(lambda_codes=1.0, code_range=0.5, noise_size=3, seed=5), torch.get_rng_state()
+    codes = build_image_codes({"images": images}, options)["codes"]
     assert torch.equal(before, torch.get_rng_state())
-    assert torch.equal(codes.codes, principal_codes(images.images, 3))
-    expected = codes_by_numpy(images.images, 3)
+    assert torch.equal(codes.codes, principal_codes(images.images, 3, 0.5))
+    expected = codes_by_numpy(images.images, 3) / 2
     assert np.abs(codes.codes.flatten(1).numpy() - expected).max() < 1e-6
