@@ -26,8 +26,8 @@ _LARGE: dict[str, Any] = dict(
 DCGAN_PRESETS: dict[str, Preset] = {
     "toy_cats": (
         "the embedded toy cats, used without --data: as few_images, with Adam for D, a fine layer, shorter parts of z, "
-        "codes as far apart as random latents, smaller weights of codes and mode seeking, a moving average of 0.99, "
-        "1,250 iterations",
+        "codes in [-1, 1], smaller weights of codes and mode seeking, a moving average of 0.99, 1,250 "
+        "iterations",
         dict(_FEW, self_modulation=True, split_noise=True, noise_size=48, fine_channels=16, lambda_codes=2.0,
              lambda_modes=0.15, ema_decay=0.99, train_iters=1250)),
     "hasey": (
@@ -47,8 +47,8 @@ DCGAN_PRESETS: dict[str, Preset] = {
         dict(data="cat/grumpifyBprocessed", disc="patch", use_diffaug=DIFFAUGMENT_ALL, train_iters=6400)),
     "few_images": (
         "our best for a folder of fewer than a thousand images of one kind: patch, Muon for D, self-modulation, z in "
-        "parts, a code for each image, mode seeking, cross-entropy, DiffAugment without cutout, a rate of 1e-3, 6,400 "
-        "iterations",
+        "parts, a code in [-0.5, 0.5] for each image, mode seeking, cross-entropy, DiffAugment without cutout, a rate "
+        "of 1e-3, 6,400 iterations",
         dict(_FEW, d_optimizer="muon", self_modulation=True, split_noise=True, noise_size=80, lambda_codes=5.0,
              code_range=0.5, lambda_modes=0.3, train_iters=6400)),
     "leo": (

@@ -39,8 +39,8 @@ class VanillaOptions(CommonOptions):
         "Objective", at_least=0)
     code_range: float = option(
         1.0, "the latents of --lambda_codes have numbers between -R and R, random latents between -1 and 1; a smaller "
-        "R gives samples that differ more from the training images", "Objective", above=0, at_most=1, metavar="R",
-        needs="lambda_codes")
+        "R gives samples that differ more from the training images, a few in wrong colors", "Objective",
+        above=0, at_most=1, metavar="R", needs="lambda_codes")
     disc: str = option(
         "dc", "discriminator; dc: one logit per image, patch: one per 46x46 patch", "Networks",
         choices=("dc", "patch"))
