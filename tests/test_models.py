@@ -72,7 +72,7 @@ def test_every_layer_has_its_part_of_a_split_z(image_size, fine_channels):
     assert not torch.allclose(G(z), reference(order[::-1]), atol=1e-3)
 
 
-def test_the_fast_modulation_of_training_has_the_gradients_of_the_formula():
+def test_the_fast_modulation_of_training_has_the_gradients_of_the_formula(monkeypatch):
     """Of z and of all weights; without training the formula is computed as it is written."""
     G = DCGenerator(32, conv_dim=2, noise_size=5, self_modulation=True).double()
     z, scale = torch.randn(3, 5, 1, 1, dtype=torch.double, requires_grad=True), torch.randn(3, 3, 32, 32)
@@ -82,6 +82,10 @@ def test_the_fast_modulation_of_training_has_the_gradients_of_the_formula():
     )
     torch.testing.assert_close(fast, formula)
     assert all(gradient.abs().max() > 1e-3 for gradient in formula)
+    monkeypatch.setattr(InstanceNorm, "forward", None)  # only the formula has a normalization of its own
+    G.train()(z)
+    with pytest.raises(TypeError):
+        G.eval()(z)
 
 
 def test_self_modulation_begins_moderate():

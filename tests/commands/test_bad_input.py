@@ -85,6 +85,8 @@ MISTAKES = {
         ["--lambda_codes=1", "--cache_gb=0"],
         ["--lambda_codes", "in memory", "larger --cache_gb"],
     ),
+    "a range of codes without codes": (["--code_range=0.5"], ["--code_range", "does nothing without --lambda_codes"]),
+    "codes beyond random latents": (["--lambda_codes=1", "--code_range=2"], ["--code_range", "2", "at most 1"]),
     "parts of z without layers that take them": (["--split_noise"], ["--split_noise", "--self_modulation", "add"]),
     "fewer numbers than parts of z": (
         ["--split_noise", "--self_modulation", "--noise_size=3"],
